@@ -1,0 +1,56 @@
+#include <algorithm>
+
+#include "lower.h"
+
+namespace mdrt {
+namespace {
+
+constexpr int64_t kBlockPixels = 128;       // output pixels of a task
+constexpr int64_t kMaxTaskPanels = 32;      // columns / 16 of a task: its C block takes 256 KiB of the second-level cache
+constexpr int64_t kWeightBlockBytes = 36 << 10;   // of one tile's weights in one pass: about the first-level cache
+constexpr int64_t kMinTasks = 16;           // enough to share among the cores of a board
+
+int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+bool is_plain_product(const GemmArgs& g) {
+  return g.kernel_h == 1 && g.kernel_w == 1 && g.stride_h == 1 && g.stride_w == 1 && g.pad_top == 0 && g.pad_left == 0 &&
+         !g.depthwise && g.view_h == g.in_h && g.view_w == g.in_w && g.out_h == g.in_h && g.out_w == g.in_w;
+}
+
+// Without neighbours, pixels are one long row; without per-image data, so are images.
+void flatten(GemmArgs* g, bool per_image) {
+  int64_t row = g->in_h * g->in_w;
+  if (!per_image) {
+    row *= g->batch;
+    g->batch = 1;
+  }
+  g->in_h = g->view_h = g->out_h = 1;
+  g->in_w = g->view_w = g->out_w = row;
+}
+
+}  // namespace
+
+void choose_blocks(GemmArgs* g, const TileInfo& tile) {
+  const bool plain = is_plain_product(*g);
+  if (plain) flatten(g, g->norm != nullptr || g->image_bias != nullptr);
+  g->block_w = std::min(g->out_w, plain ? kBlockPixels : int64_t{16});
+  g->block_h = std::min(g->out_h, kBlockPixels / g->block_w);
+  g->blocks_x = divide_up(g->out_w, g->block_w);
+  g->blocks_y = divide_up(g->out_h, g->block_h);
+
+  const int64_t taps = g->depthwise ? 1 : g->kernel_h * g->kernel_w;
+  const int64_t fitting = kWeightBlockBytes / (taps * tile.columns * static_cast<int64_t>(sizeof(float)));
+  g->k_block = std::clamp(fitting / kPanel * kPanel, kPanel, g->depthwise ? int64_t{64} : int64_t{256});
+
+  const int64_t panels = g->gated ? g->panels / 2 : g->panels;
+  const int64_t tile_panels = tile.columns / kPanel;
+  int64_t task_panels = g->gated ? kMaxTaskPanels / 2 : kMaxTaskPanels;
+  const int64_t blocks = g->batch * g->blocks_y * g->blocks_x;
+  while (blocks * divide_up(panels, task_panels) < kMinTasks && task_panels > 4 * tile_panels) task_panels /= 2;
+  // Even shares: 20 panels in tasks of 16 would be 16 and 4.
+  const int64_t shares = divide_up(panels, task_panels);
+  g->task_panels = divide_up(divide_up(panels, shares), tile_panels) * tile_panels;
+  g->panel_blocks = divide_up(panels, g->task_panels);
+}
+
+}  // namespace mdrt

@@ -1,0 +1,153 @@
+// What kernels are called with. Plain structs: the same for every ISA, filled once by the planner.
+//
+// An activation is `pixels` rows of `channels` elements, `stride` elements apart; channels are padded to kPanel with zeros
+// (gaps between channels and stride may hold anything). A kernel is called once per task, from any thread, with
+// `scratch` of its own; no task reads what another task of the same step writes.
+#pragma once
+
+#include "base/types.h"
+
+namespace mdrt {
+
+struct ActivationView {
+  void* data;
+  DType dtype;          // fp32 or fp16
+  int64_t channels;     // padded
+  int64_t stride;       // elements between pixels
+};
+
+// Convolution or linear as implicit GEMM; see kernels/gemm.h.
+struct GemmArgs {
+  // Input: `batch` images of in_h * in_w pixels, seen as resized (nearest) to view_h * view_w; channels of up to two sources
+  // follow each other.
+  ActivationView sources[2];
+  int num_sources;
+  int64_t batch, in_h, in_w, view_h, view_w;
+  const float* norm;        // (batch, 2, k_channels): scale, then shift, applied before `input_activation`; or null
+  Activation input_activation;
+  int64_t kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_left;
+  const float* depthwise;   // (kernel_h * kernel_w, k_channels): then the GEMM is 1x1 on the depthwise result; or null
+  const float* depthwise_bias;
+  int64_t k_channels;       // padded channels of all sources
+  // Weights: panels of kPanel columns, (panel, kernel_h * kernel_w * k_channels, kPanel).
+  const void* weight;
+  DType weight_dtype;
+  int64_t panels;
+  const float* bias;        // (panels * kPanel), or null
+  // Output: batch images of out_h * out_w pixels.
+  int64_t out_h, out_w;
+  const float* image_bias;  // (batch, image_bias_stride) added per image, or null
+  int64_t image_bias_stride;
+  ActivationView residual;  // data null: none; may be the output itself
+  Activation activation;    // after bias, before the residual; with `gated`: of the gate
+  bool gated;               // output = first half of the columns * activation(second half)
+  ActivationView output;
+  // Blocking, the same for any thread count.
+  int64_t block_h, block_w;     // output pixels of a task
+  int64_t blocks_y, blocks_x;
+  int64_t task_panels;          // panels of output of a task (gated: of each half)
+  int64_t panel_blocks;
+  int64_t k_block;              // channels per pass
+};
+
+struct DepthwiseArgs {
+  ActivationView input, output;
+  int64_t batch, in_h, in_w, out_h, out_w;
+  int64_t kernel_h, kernel_w, stride_h, stride_w, pad_top, pad_left;
+  const float* weight;      // (kernel_h * kernel_w, channels)
+  const float* bias;        // or null
+};
+
+// Per-channel sums over blocks of pixels, then scale and shift per channel.
+struct GroupNormStatsArgs {
+  ActivationView sources[2];
+  int num_sources;
+  int64_t batch, pixels, block_pixels, blocks;
+  int64_t k_channels;       // padded, of all sources
+  int64_t channels, groups; // logical
+  double eps;
+  const float *weight, *bias;
+  float* sums;              // (batch, blocks, 2, k_channels)
+  float* norm;              // (batch, 2, k_channels)
+};
+
+// output = activation(input * scale + shift)
+struct NormApplyArgs {
+  ActivationView sources[2];
+  int num_sources;
+  int64_t batch, pixels, block_pixels, blocks;
+  const float* norm;        // (batch, 2, channels of all sources)
+  Activation activation;
+  ActivationView output;
+};
+
+struct LayerNormArgs {
+  ActivationView input, output;
+  int64_t pixels, block_pixels;
+  int64_t size;             // logical channels
+  float eps;
+  const float *weight, *bias;
+};
+
+struct AttentionArgs {
+  ActivationView q, k, v, output;
+  int64_t batch, queries, keys;
+  int64_t heads, head_dim;
+  AttentionFn fn;
+  bool is_causal;
+  int64_t block_queries, query_blocks;
+};
+
+// output = activation(a) ; a + b ; a * activation(b)
+enum class PointwiseKind : uint8_t { activate, add, add_image, gate };
+struct PointwiseArgs {
+  PointwiseKind kind;
+  ActivationView a, b, output;
+  int64_t batch, pixels;        // pixels per image
+  int64_t block_pixels, blocks; // per image
+  int64_t gate_offset;          // gate: first channel of the second half
+  int64_t channels;             // logical channels of the output
+  Activation activation;
+};
+
+// Nearest resize, or a plain copy into a channel range of the output.
+struct CopyArgs {
+  ActivationView input, output;
+  int64_t batch, in_h, in_w, out_h, out_w;
+  int64_t channels;             // logical channels to copy
+  int64_t output_channel;       // first one written
+  bool last;                    // clears the output's channel padding
+};
+
+struct EmbeddingArgs {
+  const int32_t* ids;           // (batch, length)
+  const void *table, *positions;
+  DType table_dtype, positions_dtype;
+  int64_t table_stride, positions_stride;
+  int64_t batch, length, size;
+  ActivationView output;
+};
+
+// Dense fp32 outside <-> padded activation inside.
+struct ConvertArgs {
+  const float* dense_in;        // or null
+  float* dense_out;             // or null
+  ActivationView view;
+  int64_t pixels, channels;
+};
+
+struct TileInfo {
+  int rows, columns;            // MR, NR of the GEMM tile
+};
+
+struct KernelTable {
+  const char* isa;
+  TileInfo tile;
+  int64_t (*gemm_scratch_bytes)(const GemmArgs*);
+  int64_t (*attention_scratch_bytes)(const AttentionArgs*);
+#define MDRT_KERNEL(name, Args) void (*name)(const Args*, int64_t task, void* scratch);
+#include "kernels.def"
+#undef MDRT_KERNEL
+};
+
+}  // namespace mdrt

@@ -1,0 +1,79 @@
+// Lowering: fused nodes become kernel calls. Pointers into the arena are filled in once its layout is known.
+#pragma once
+
+#include <vector>
+
+#include "fuse.h"
+#include "plan.h"
+
+namespace mdrt {
+
+class Lowering {
+ public:
+  Lowering(const PlanRequest& request, Plan& plan);
+
+  // Steps and buffers of the whole graph.
+  void lower();
+  // Fills in the pointers; the arena exists now.
+  void bind();
+
+ private:
+  struct Pointer {
+    void** location;
+    int32_t buffer;
+  };
+
+  template <class Args>
+  KernelStep<Args>& add_step(void (*kernel)(const Args*, int64_t, void*), const char* kernel_name, int32_t value);
+  int32_t add_buffer(int64_t size_bytes);
+  void use(void* location, int32_t buffer);                   // the step added last reads or writes it
+  void use(ActivationView* view, int32_t value);
+  void use_sources(ActivationView* sources, int* num_sources, int64_t* k_channels, const std::vector<int32_t>& values);
+  template <class T>
+  const T* weight(const Node& node, size_t input) const;      // nullptr when the optional input is absent
+  const Weight* find_weight(const Node& node, size_t input) const;
+
+  void place_inputs();
+  void place_output(const FusedNode& node);
+  bool can_overwrite(const FusedNode& node, int32_t value) const;
+  void lower_node(const FusedNode& node);
+  void lower_gemm(const FusedNode& node);
+  void lower_depthwise(const FusedNode& node);
+  void lower_group_norm(const FusedNode& node);
+  void lower_layer_norm(const FusedNode& node);
+  void lower_attention(const FusedNode& node);
+  void lower_pointwise(const FusedNode& node);
+  void lower_concat(const FusedNode& node);
+  void lower_resize(const FusedNode& node);
+  void lower_embedding(const FusedNode& node);
+  void lower_timestep_embedding(const FusedNode& node);
+  int64_t macs(int32_t node) const;
+
+  const ValuePlace& place(int32_t value) const { return plan_.places[static_cast<size_t>(value)]; }
+  const Node& plain(int32_t node) const { return graph_.nodes[static_cast<size_t>(node)]; }
+
+  const PlanRequest& request_;
+  const Graph& graph_;
+  Plan& plan_;
+  const KernelTable& kernels_;
+  std::vector<FusedNode> fused_;
+  std::vector<bool> wanted_;
+  std::vector<int> last_reader_;              // per value: index of the fused node that reads it last
+  std::vector<int32_t> norm_buffers_;         // per fused node: scale and shift of a group_norm
+  std::vector<Pointer> pointers_;
+  bool half_ = false;                         // activations between fused nodes are fp16
+  int current_ = 0;                           // index of the fused node being lowered
+};
+
+// The sinusoid of a diffusion timestep (timestep.cc): the same on every ISA, so it stands outside the kernel table.
+struct TimestepArgs {
+  const float* timestep;    // (batch)
+  ActivationView output;    // (batch, size): cosines, then sines
+  int64_t size;
+};
+void timestep_embedding(const TimestepArgs* args, int64_t image, void* scratch);
+
+// Block sizes of a GEMM whose other fields are filled in. They depend on nothing but the layer and the register tile.
+void choose_blocks(GemmArgs* args, const TileInfo& tile);
+
+}  // namespace mdrt

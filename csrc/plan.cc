@@ -1,0 +1,86 @@
+#include "plan.h"
+
+#include <sys/mman.h>
+#include <algorithm>
+#include <cstdio>
+#include <numeric>
+
+#include "base/checked.h"
+#include "lower.h"
+
+namespace mdrt {
+namespace {
+
+constexpr double kMegabyte = 1e6;
+
+int64_t available_memory_bytes() {
+  FILE* stream = fopen("/proc/meminfo", "re");
+  if (!stream) return INT64_MAX;
+  char line[128];
+  long long kilobytes = -1;
+  while (kilobytes < 0 && fgets(line, sizeof line, stream)) {
+    if (sscanf(line, "MemAvailable: %lld kB", &kilobytes) != 1) kilobytes = -1;
+  }
+  fclose(stream);
+  return kilobytes < 0 ? INT64_MAX : kilobytes * 1024;
+}
+
+bool overlap_in_time(const Buffer& a, const Buffer& b) { return a.first_step <= b.last_step && b.first_step <= a.last_step; }
+
+// Offsets by size, largest first, each at the lowest place that no buffer alive at the same time takes.
+int64_t lay_out(std::vector<Buffer>* buffers) {
+  std::vector<Buffer*> order;
+  for (Buffer& buffer : *buffers) order.push_back(&buffer);
+  std::stable_sort(order.begin(), order.end(), [](const Buffer* a, const Buffer* b) { return a->size_bytes > b->size_bytes; });
+  std::vector<Buffer*> placed;        // by offset
+  int64_t end = 0;
+  for (Buffer* buffer : order) {
+    int64_t offset = 0;
+    for (const Buffer* other : placed) {
+      if (!overlap_in_time(*buffer, *other)) continue;
+      if (checked_add(offset, buffer->size_bytes) <= other->offset) break;
+      offset = std::max(offset, other->offset + other->size_bytes);
+    }
+    buffer->offset = offset;
+    end = std::max(end, checked_add(offset, buffer->size_bytes));
+    placed.insert(std::upper_bound(placed.begin(), placed.end(), buffer,
+                                   [](const Buffer* a, const Buffer* b) { return a->offset < b->offset; }),
+                  buffer);
+  }
+  return end;
+}
+
+}  // namespace
+
+Arena::Arena(int64_t size_bytes) : size_bytes_(static_cast<size_t>(std::max<int64_t>(size_bytes, 64))) {
+  void* memory = mmap(nullptr, size_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) {
+    throw fail(MDRT_ERROR_MEMORY, "%.0f MB of memory cannot be reserved; use a smaller size or batch",
+               static_cast<double>(size_bytes) / kMegabyte);
+  }
+  base_ = static_cast<std::byte*>(memory);
+}
+
+Arena::~Arena() { munmap(base_, size_bytes_); }
+
+void Arena::release() { madvise(base_, size_bytes_, MADV_DONTNEED); }
+
+std::unique_ptr<Plan> make_plan(const PlanRequest& request) {
+  auto plan = std::make_unique<Plan>();
+  plan->shapes = infer_shapes(request.graph, request.input_shapes);
+  plan->places.resize(plan->shapes.size());
+  Lowering lowering(request, *plan);
+  lowering.lower();
+  plan->arena_bytes = lay_out(&plan->buffers);
+  const int64_t total = checked_add(plan->arena_bytes, checked_mul(plan->scratch_bytes, request.threads));
+  const int64_t limit = request.max_memory_bytes > 0 ? request.max_memory_bytes : available_memory_bytes();
+  if (total > limit) {
+    throw fail(MDRT_ERROR_MEMORY, "%s needs %.1f MB of memory at this size, the limit is %.1f MB; use a smaller size or batch, or raise max_memory",
+               request.graph.name.c_str(), static_cast<double>(total) / kMegabyte, static_cast<double>(limit) / kMegabyte);
+  }
+  plan->arena = std::make_unique<Arena>(total);
+  lowering.bind();
+  return plan;
+}
+
+}  // namespace mdrt
