@@ -7,7 +7,7 @@ namespace {
 
 constexpr int64_t kBlockPixels = 128;       // output pixels of a task
 constexpr int64_t kMaxTaskPanels = 32;      // columns / 16 of a task: its C block takes 256 KiB of the second-level cache
-constexpr int64_t kWeightBlockBytes = 36 << 10;   // of one tile's weights in one pass: about the first-level cache
+constexpr int64_t kWeightBlockBytes = 72 << 10;   // of one tile's weights in one pass: stays near the core while all rows use it
 constexpr int64_t kMinTasks = 16;           // enough to share among the cores of a board
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -30,7 +30,7 @@ void flatten(GemmArgs* g, bool per_image) {
 
 }  // namespace
 
-void choose_blocks(GemmArgs* g, const TileInfo& tile) {
+bool choose_blocks(GemmArgs* g, const TileInfo& tile) {
   const bool plain = is_plain_product(*g);
   if (plain) flatten(g, g->norm != nullptr || g->image_bias != nullptr);
   g->block_w = std::min(g->out_w, plain ? kBlockPixels : int64_t{16});
@@ -51,6 +51,7 @@ void choose_blocks(GemmArgs* g, const TileInfo& tile) {
   const int64_t shares = divide_up(panels, task_panels);
   g->task_panels = divide_up(divide_up(panels, shares), tile_panels) * tile_panels;
   g->panel_blocks = divide_up(panels, g->task_panels);
+  return plain;
 }
 
 }  // namespace mdrt

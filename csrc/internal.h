@@ -37,9 +37,12 @@ struct mdrt_internal_table {
   mdrt_status (*describe_plan)(mdrt_model* model, const char* component, const mdrt_tensor* inputs, int32_t num_inputs, char** text);
   // Forces an ISA for this model ("" = as chosen) and fusion on or off.
   mdrt_status (*set_plan_options)(mdrt_model* model, const char* isa, int32_t fuse);
-  // `poll` is called on the calling thread between the slices of mdrt_run (about every 50 ms), without the model's lock where
-  // possible; another return value than 0 cancels the call. nullptr: none.
+  // `poll` is called on the calling thread between the slices of mdrt_run (about every 50 ms); another return value than 0
+  // cancels the call. nullptr: none.
   mdrt_status (*set_poll)(mdrt_model* model, int (*poll)(void* user), void* user);
+
+  // Checks a graph document (docs/format.md, "Graph") as opening a bundle does, its weights taken as stored in fp32.
+  mdrt_status (*validate_graph)(const char* json, size_t json_bytes, char* errbuf, size_t errbuf_size);
 };
 
 MDRT_API const mdrt_internal_table* mdrt_internal(void);

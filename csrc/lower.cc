@@ -112,7 +112,6 @@ void Lowering::lower() {
   for (size_t i = 0; i < fused_.size(); ++i) {
     if (!fused_[i].alive) continue;
     current_ = static_cast<int>(i);
-    if (!fused_[i].stats_only) place_output(fused_[i]);
     lower_node(fused_[i]);
   }
   for (size_t value = 0; value < wanted_.size(); ++value) {
@@ -141,20 +140,20 @@ void Lowering::place_inputs() {
   }
 }
 
-// A node may write over a value that it reads element by element and that nobody reads later.
-bool Lowering::can_overwrite(const FusedNode& node, int32_t value) const {
-  if (value < graph_.node_base() || wanted_[static_cast<size_t>(value)] || wanted_[static_cast<size_t>(node.output)]) return false;
-  if (std::find(node.inputs.begin(), node.inputs.end(), value) != node.inputs.end()) return false;
-  return request_.fuse && last_reader_[static_cast<size_t>(value)] == current_;
+// Whether the node being lowered may write its output over `value`: nobody reads it later, and it is no smaller.
+bool Lowering::can_overwrite(const FusedNode& node, int32_t value, const ValuePlace& output) const {
+  if (!request_.fuse || value < graph_.node_base() || last_reader_[static_cast<size_t>(value)] != current_) return false;
+  if (wanted_[static_cast<size_t>(value)] || wanted_[static_cast<size_t>(node.output)]) return false;
+  return place(value).dtype == output.dtype && place(value).stride >= output.stride;
 }
 
-void Lowering::place_output(const FusedNode& node) {
+void Lowering::place_output(const FusedNode& node, int32_t overwrite) {
   const Shape& shape = plan_.shapes[static_cast<size_t>(node.output)];
   const bool half = half_ && shape.size() >= 3 && !wanted_[static_cast<size_t>(node.output)];
   ValuePlace p = make_place(shape, half ? DType::fp16 : DType::fp32);
-  if (node.residual >= 0 && can_overwrite(node, node.residual) && place(node.residual).dtype == p.dtype) {
-    p.stride = place(node.residual).stride;
-    p.buffer = place(node.residual).buffer;
+  if (overwrite >= 0 && can_overwrite(node, overwrite, p)) {
+    p.stride = place(overwrite).stride;
+    p.buffer = place(overwrite).buffer;
   } else {
     p.buffer = add_buffer(place_bytes(p));
   }
@@ -162,9 +161,11 @@ void Lowering::place_output(const FusedNode& node) {
 }
 
 void Lowering::lower_node(const FusedNode& node) {
+  if (node.op == OpType::conv2d || node.op == OpType::linear) return lower_gemm(node);
+  if (!node.stats_only) place_output(node, -1);
   switch (node.op) {
     case OpType::conv2d:
-    case OpType::linear: return lower_gemm(node);
+    case OpType::linear: return;
     case OpType::depthwise_conv2d: return lower_depthwise(node);
     case OpType::attention: return lower_attention(node);
     case OpType::group_norm: return lower_group_norm(node);
@@ -186,32 +187,9 @@ void Lowering::lower_gemm(const FusedNode& node) {
   auto& step = add_step<GemmArgs>(kernels_.gemm, "gemm", node.output);
   GemmArgs& g = step.data;
   const Node& op = plain(node.node);
-  const ValuePlace &in = place(node.inputs[0]), &out = place(node.output);
   use_sources(g.sources, &g.num_sources, &g.k_channels, node.inputs);
-  g.batch = in.batch;
-  g.in_h = g.view_h = in.height;
-  g.in_w = g.view_w = in.width;
-  g.kernel_h = g.kernel_w = g.stride_h = g.stride_w = 1;
-  step.macs = macs(node.node);
-  if (node.resize >= 0) {
-    const Shape& view = plan_.shapes[static_cast<size_t>(graph_.node_base() + node.resize)];
-    g.view_h = view[1];
-    g.view_w = view[2];
-  }
-  const Node* spatial = node.depthwise >= 0 ? &plain(node.depthwise) : op.op == OpType::conv2d ? &op : nullptr;
-  if (spatial) {
-    g.kernel_h = attribute_int(*spatial, "kernel_size", 0);
-    g.kernel_w = attribute_int(*spatial, "kernel_size", 1);
-    g.stride_h = attribute_int(*spatial, "stride", 0);
-    g.stride_w = attribute_int(*spatial, "stride", 1);
-    g.pad_top = attribute_int(*spatial, "pads", 0);
-    g.pad_left = attribute_int(*spatial, "pads", 1);
-  }
-  if (node.depthwise >= 0) {
-    g.depthwise = weight<float>(*spatial, 1);
-    g.depthwise_bias = weight<float>(*spatial, 2);
-    step.macs += macs(node.depthwise);
-  }
+  set_geometry(node, &g);
+  step.macs = macs(node.node) + (node.depthwise >= 0 ? macs(node.depthwise) : 0);
   if (node.norm >= 0) {
     use(&g.norm, norm_buffers_[static_cast<size_t>(node.norm)]);
     g.input_activation = node.input_activation;
@@ -228,12 +206,46 @@ void Lowering::lower_gemm(const FusedNode& node) {
     g.image_bias_stride = place(node.image_bias).stride;
   }
   if (node.residual >= 0) use(&g.residual, node.residual);
+  const bool plain_product = choose_blocks(&g, kernels_.tile);
+  // A residual is read where it is written. So is the input of a plain product whose tasks hold whole pixels.
+  const bool whole_pixels = plain_product && g.panel_blocks == 1 && g.num_sources == 1;
+  int32_t overwrite = whole_pixels ? node.inputs[0] : -1;
+  if (node.residual >= 0) {
+    const bool is_input = std::find(node.inputs.begin(), node.inputs.end(), node.residual) != node.inputs.end();
+    overwrite = is_input && !whole_pixels ? -1 : node.residual;
+  }
+  place_output(node, overwrite);
   use(&g.output, node.output);
-  g.out_h = out.height;
-  g.out_w = out.width;
-  choose_blocks(&g, kernels_.tile);
   step.tasks = g.batch * g.blocks_y * g.blocks_x * g.panel_blocks;
   step.scratch_bytes = kernels_.gemm_scratch_bytes(&g);
+}
+
+void Lowering::set_geometry(const FusedNode& node, GemmArgs* g) const {
+  const ValuePlace& in = place(node.inputs[0]);
+  const ValuePlace out = make_place(plan_.shapes[static_cast<size_t>(node.output)], DType::fp32);
+  g->batch = in.batch;
+  g->in_h = g->view_h = in.height;
+  g->in_w = g->view_w = in.width;
+  g->out_h = out.height;
+  g->out_w = out.width;
+  g->kernel_h = g->kernel_w = g->stride_h = g->stride_w = 1;
+  if (node.resize >= 0) {
+    const Shape& view = plan_.shapes[static_cast<size_t>(graph_.node_base() + node.resize)];
+    g->view_h = view[1];
+    g->view_w = view[2];
+  }
+  if (node.op == OpType::linear) return;
+  const Node& spatial = plain(node.depthwise >= 0 ? node.depthwise : node.node);
+  g->kernel_h = attribute_int(spatial, "kernel_size", 0);
+  g->kernel_w = attribute_int(spatial, "kernel_size", 1);
+  g->stride_h = attribute_int(spatial, "stride", 0);
+  g->stride_w = attribute_int(spatial, "stride", 1);
+  g->pad_top = attribute_int(spatial, "pads", 0);
+  g->pad_left = attribute_int(spatial, "pads", 1);
+  if (node.depthwise >= 0) {
+    g->depthwise = weight<float>(spatial, 1);
+    g->depthwise_bias = weight<float>(spatial, 2);
+  }
 }
 
 void Lowering::lower_depthwise(const FusedNode& node) {

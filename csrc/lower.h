@@ -34,10 +34,11 @@ class Lowering {
   const Weight* find_weight(const Node& node, size_t input) const;
 
   void place_inputs();
-  void place_output(const FusedNode& node);
-  bool can_overwrite(const FusedNode& node, int32_t value) const;
+  void place_output(const FusedNode& node, int32_t overwrite);   // `overwrite`: a value that it may lie on, or -1
+  bool can_overwrite(const FusedNode& node, int32_t value, const ValuePlace& output) const;
   void lower_node(const FusedNode& node);
   void lower_gemm(const FusedNode& node);
+  void set_geometry(const FusedNode& node, GemmArgs* g) const;
   void lower_depthwise(const FusedNode& node);
   void lower_group_norm(const FusedNode& node);
   void lower_layer_norm(const FusedNode& node);
@@ -73,7 +74,8 @@ struct TimestepArgs {
 };
 void timestep_embedding(const TimestepArgs* args, int64_t image, void* scratch);
 
-// Block sizes of a GEMM whose other fields are filled in. They depend on nothing but the layer and the register tile.
-void choose_blocks(GemmArgs* args, const TileInfo& tile);
+// Block sizes of a GEMM whose other fields are filled in; they depend on nothing but the layer and the register tile.
+// Returns whether it is a plain matrix product: no output pixel reads more than its own input pixel.
+bool choose_blocks(GemmArgs* args, const TileInfo& tile);
 
 }  // namespace mdrt

@@ -1,0 +1,287 @@
+#include "formats.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "base/checked.h"
+
+namespace mdrt {
+namespace {
+
+struct Half {
+  uint16_t bits;
+};
+
+// Round to nearest even, by the usual trick: for results below 2^-14 the float adder itself rounds, otherwise adding half
+// of the last kept bit (and the bit itself, for ties) carries correctly into the exponent.
+Half to_half(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, 4);
+  const uint32_t sign = (bits >> 16) & 0x8000u;
+  bits &= 0x7fffffffu;
+  uint32_t half;
+  if (bits >= 0x47800000u) {
+    half = bits > 0x7f800000u ? 0x7e00u : 0x7c00u;
+  } else if (bits < 0x38800000u) {
+    float magnitude;
+    memcpy(&magnitude, &bits, 4);
+    magnitude += 0.5f;    // the unit of the last place of 0.5 is 2^-24, the smallest half
+    uint32_t sum;
+    memcpy(&sum, &magnitude, 4);
+    half = sum - 0x3f000000u;
+  } else {
+    half = (bits - 0x38000000u + 0xfffu + ((bits >> 13) & 1u)) >> 13;
+  }
+  return {static_cast<uint16_t>(sign | half)};
+}
+
+float to_float(Half value) {
+  const uint32_t sign = (value.bits & 0x8000u) << 16;
+  const uint32_t exponent = (value.bits >> 10) & 31u;
+  const uint32_t mantissa = value.bits & 0x3ffu;
+  uint32_t bits;
+  if (exponent == 31) {
+    bits = 0x7f800000u | mantissa << 13;
+  } else if (exponent != 0) {
+    bits = ((exponent + 112) << 23) | mantissa << 13;
+  } else {
+    const float magnitude = static_cast<float>(mantissa) * 0x1p-24f;
+    memcpy(&bits, &magnitude, 4);
+  }
+  bits |= sign;
+  float result;
+  memcpy(&result, &bits, 4);
+  return result;
+}
+
+template <class T>
+T from_float(float value);
+template <>
+inline float from_float<float>(float value) {
+  return value;
+}
+template <>
+inline Half from_float<Half>(float value) {
+  return to_half(value);
+}
+inline float as_float(float value) { return value; }
+inline float as_float(Half value) { return to_float(value); }
+
+int64_t r16(int64_t value) { return round_up(value, kPanel); }
+
+struct PanelSizes {
+  int64_t out, in, taps, panels, depth;    // depth: K of a panel, padding included
+};
+
+PanelSizes panel_sizes(const Shape& logical) {
+  PanelSizes s{};
+  s.out = logical[0];
+  s.in = logical[1];
+  s.taps = logical.size() == 4 ? logical[2] * logical[3] : 1;
+  s.panels = r16(s.out) / kPanel;
+  s.depth = s.taps * r16(s.in);
+  return s;
+}
+
+template <class T>
+void pack_panel(const float* source, const Shape& logical, void* destination) {
+  const PanelSizes s = panel_sizes(logical);
+  T* panel = static_cast<T*>(destination);
+  const int64_t row = s.in * s.taps, padded_in = r16(s.in);
+  for (int64_t p = 0; p < s.panels; ++p) {
+    const int64_t columns = std::min(kPanel, s.out - p * kPanel);
+    const float* first = source + p * kPanel * row;
+    for (int64_t tap = 0; tap < s.taps; ++tap) {
+      for (int64_t c = 0; c < s.in; ++c, panel += kPanel) {
+        const float* from = first + c * s.taps + tap;
+        for (int64_t j = 0; j < columns; ++j) panel[j] = from_float<T>(from[j * row]);
+        for (int64_t j = columns; j < kPanel; ++j) panel[j] = T{};
+      }
+      const int64_t rest = (padded_in - s.in) * kPanel;
+      std::fill(panel, panel + rest, T{});
+      panel += rest;
+    }
+  }
+}
+
+template <class T>
+void unpack_panel(const void* source, const Shape& logical, float* destination) {
+  const PanelSizes s = panel_sizes(logical);
+  const T* stored = static_cast<const T*>(source);
+  const int64_t padded_in = r16(s.in);
+  for (int64_t o = 0; o < s.out; ++o) {
+    const T* column = stored + (o / kPanel) * s.depth * kPanel + o % kPanel;
+    float* row = destination + o * s.in * s.taps;
+    for (int64_t c = 0; c < s.in; ++c)
+      for (int64_t tap = 0; tap < s.taps; ++tap)
+        row[c * s.taps + tap] = as_float(column[(tap * padded_in + c) * kPanel]);
+  }
+}
+
+template <class T>
+void pack_table(const float* source, const Shape& logical, void* destination) {
+  const int64_t n = logical[1], stride = round_up(n, 32);
+  T* row = static_cast<T*>(destination);
+  for (int64_t r = 0; r < logical[0]; ++r, row += stride, source += n) {
+    for (int64_t i = 0; i < n; ++i) row[i] = from_float<T>(source[i]);
+    std::fill(row + n, row + stride, T{});
+  }
+}
+
+template <class T>
+void unpack_table(const void* source, const Shape& logical, float* destination) {
+  const int64_t n = logical[1], stride = round_up(n, 32);
+  const T* row = static_cast<const T*>(source);
+  for (int64_t r = 0; r < logical[0]; ++r, row += stride, destination += n)
+    for (int64_t i = 0; i < n; ++i) destination[i] = as_float(row[i]);
+}
+
+void pack_vector(const float* source, const Shape& logical, void* destination) {
+  float* out = static_cast<float*>(destination);
+  std::copy(source, source + logical[0], out);
+  std::fill(out + logical[0], out + r16(logical[0]), 0.0f);
+}
+
+void unpack_vector(const void* source, const Shape& logical, float* destination) {
+  const float* in = static_cast<const float*>(source);
+  std::copy(in, in + logical[0], destination);
+}
+
+void pack_depthwise(const float* source, const Shape& logical, void* destination) {
+  const int64_t channels = logical[0], taps = logical[1] * logical[2];
+  float* out = static_cast<float*>(destination);
+  for (int64_t tap = 0; tap < taps; ++tap, out += r16(channels)) {
+    for (int64_t c = 0; c < channels; ++c) out[c] = source[c * taps + tap];
+    std::fill(out + channels, out + r16(channels), 0.0f);
+  }
+}
+
+void unpack_depthwise(const void* source, const Shape& logical, float* destination) {
+  const int64_t channels = logical[0], taps = logical[1] * logical[2];
+  const float* in = static_cast<const float*>(source);
+  for (int64_t tap = 0; tap < taps; ++tap, in += r16(channels))
+    for (int64_t c = 0; c < channels; ++c) destination[c * taps + tap] = in[c];
+}
+
+constexpr Format kFormats[] = {
+#define MDRT_FORMAT(format, kind, dtype, pack, unpack) {#format, #kind, WeightKind::kind, DType::dtype, pack, unpack},
+#include "formats.def"
+#undef MDRT_FORMAT
+};
+
+int64_t elements(const Shape& shape) {
+  int64_t product = 1;
+  for (const int64_t size : shape) product = checked_mul(product, size);
+  return product;
+}
+
+int64_t stored_bytes(const Format& format, const Shape& logical) {
+  return checked_mul(elements(stored_shape(format.kind, format.dtype, logical)), dtype_bytes(format.dtype));
+}
+
+void check_range_of_half(const float* source, int64_t count) {
+  float largest = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const float magnitude = std::fabs(source[i]);
+    if (magnitude > largest && magnitude <= 3.4028235e38f) largest = magnitude;
+  }
+  if (largest >= 65520.0f)
+    throw fail(MDRT_ERROR_ARGUMENT, "fp16 ends at 65504 and the largest value is %.9g; store this weight as fp32",
+               static_cast<double>(largest));
+}
+
+bool all_zero(const std::byte* from, int64_t size_bytes) {
+  return std::all_of(from, from + size_bytes, [](std::byte b) { return b == std::byte{0}; });
+}
+
+// Rows of `count` elements that repeat every `stride` elements and of which the first `used` hold data.
+bool row_ends_are_zero(const std::byte* at, int64_t rows, int64_t used, int64_t stride, int64_t element_bytes) {
+  for (int64_t r = 0; r < rows; ++r)
+    if (!all_zero(at + (r * stride + used) * element_bytes, (stride - used) * element_bytes)) return false;
+  return true;
+}
+
+}  // namespace
+
+const Format& find_format(const std::string& kind, const std::string& format) {
+  bool kind_known = false, format_known = false;
+  for (const Format& row : kFormats) {
+    if (kind == row.kind_name && format == row.name) return row;
+    kind_known |= kind == row.kind_name;
+    format_known |= format == row.name;
+  }
+  if (!kind_known) throw fail(MDRT_ERROR_ARGUMENT, "'%.64s' is no kind of weight", kind.c_str());
+  if (!format_known) throw fail(MDRT_ERROR_ARGUMENT, "'%.64s' is no weight format", format.c_str());
+  throw fail(MDRT_ERROR_ARGUMENT, "a %s is never stored as %s; use fp32", kind.c_str(), format.c_str());
+}
+
+const Format* find_format(WeightKind kind, DType dtype) {
+  for (const Format& row : kFormats)
+    if (row.kind == kind && row.dtype == dtype) return &row;
+  return nullptr;
+}
+
+const char* weight_kind_name(WeightKind kind) {
+  for (const Format& row : kFormats)
+    if (row.kind == kind) return row.kind_name;
+  return "";
+}
+
+Shape stored_shape(WeightKind kind, DType dtype, const Shape& logical) {
+  if (find_format(kind, dtype) == nullptr)
+    throw fail(MDRT_ERROR_ARGUMENT, "a %s is never stored as %s", weight_kind_name(kind), dtype_name(dtype));
+  const size_t rank = logical.size();
+  const bool rank_fits = kind == WeightKind::panel ? rank == 2 || rank == 4
+                                                   : rank == (kind == WeightKind::vector ? 1u : kind == WeightKind::table ? 2u : 3u);
+  if (!rank_fits) throw fail(MDRT_ERROR_ARGUMENT, "a %s cannot have %zu dimensions", weight_kind_name(kind), rank);
+  for (const int64_t size : logical)
+    if (size < 1) throw fail(MDRT_ERROR_ARGUMENT, "a %s cannot have a dimension of %lld", weight_kind_name(kind), static_cast<long long>(size));
+  switch (kind) {
+    case WeightKind::panel: {
+      const int64_t taps = rank == 4 ? checked_mul(logical[2], logical[3]) : 1;
+      return {r16(logical[0]) / kPanel, checked_mul(taps, r16(logical[1])), kPanel};
+    }
+    case WeightKind::vector: return {r16(logical[0])};
+    case WeightKind::table: return {logical[0], round_up(logical[1], 32)};
+    case WeightKind::depthwise: return {checked_mul(logical[1], logical[2]), r16(logical[0])};
+  }
+  return {};
+}
+
+void pack(const Format& format, const float* source, const Shape& logical, void* destination, int64_t destination_bytes) {
+  const int64_t need = stored_bytes(format, logical);
+  if (need != destination_bytes)
+    throw fail(MDRT_ERROR_ARGUMENT, "packing needs %lld bytes, got %lld", static_cast<long long>(need),
+               static_cast<long long>(destination_bytes));
+  if (format.dtype == DType::fp16) check_range_of_half(source, elements(logical));
+  format.pack(source, logical, destination);
+}
+
+void unpack(const Format& format, const void* source, int64_t source_bytes, const Shape& logical, float* destination) {
+  const int64_t need = stored_bytes(format, logical);
+  if (need != source_bytes)
+    throw fail(MDRT_ERROR_ARGUMENT, "the stored weight has %lld bytes, not %lld", static_cast<long long>(source_bytes),
+               static_cast<long long>(need));
+  format.unpack(source, logical, destination);
+}
+
+bool padding_is_zero(const Format& format, const void* stored, const Shape& logical) {
+  const std::byte* at = static_cast<const std::byte*>(stored);
+  const int64_t element = dtype_bytes(format.dtype);
+  switch (format.kind) {
+    case WeightKind::vector: return row_ends_are_zero(at, 1, logical[0], r16(logical[0]), element);
+    case WeightKind::table: return row_ends_are_zero(at, logical[0], logical[1], round_up(logical[1], 32), element);
+    case WeightKind::depthwise:
+      return row_ends_are_zero(at, logical[1] * logical[2], logical[0], r16(logical[0]), element);
+    case WeightKind::panel: {
+      const PanelSizes s = panel_sizes(logical);
+      const int64_t last = s.out - (s.panels - 1) * kPanel;    // columns of the last panel
+      if (!row_ends_are_zero(at + (s.panels - 1) * s.depth * kPanel * element, s.depth, last, kPanel, element)) return false;
+      return row_ends_are_zero(at, s.panels * s.taps, s.in * kPanel, r16(s.in) * kPanel, element);
+    }
+  }
+  return false;
+}
+
+}  // namespace mdrt

@@ -1,0 +1,112 @@
+#include "model.h"
+
+#include <cstdlib>
+#include <cstring>
+#include <utility>
+
+#include "base/error.h"
+
+namespace mdrt {
+
+Model::Model(std::unique_ptr<Bundle> bundle, int threads, int64_t max_memory_bytes) : bundle_(std::move(bundle)), pool_(threads) {
+  options_.max_memory_bytes = max_memory_bytes;
+  const char* fuse = getenv("MDRT_FUSE");
+  options_.fuse = !fuse || strcmp(fuse, "0") != 0;
+}
+
+const PipelineInfo& Model::pipeline() const {
+  if (!bundle_->pipeline()) {
+    throw Error(MDRT_ERROR_ARGUMENT, "this bundle has no pipeline, only components; run a component or open a complete bundle");
+  }
+  return *bundle_->pipeline();
+}
+
+const Tokenizer& Model::tokenizer() {
+  if (!tokenizer_) {
+    if (!bundle_->tokenizer()) throw Error(MDRT_ERROR_ARGUMENT, "this bundle has no tokenizer; open a complete bundle");
+    tokenizer_ = std::make_unique<Tokenizer>(*bundle_->tokenizer());
+  }
+  return *tokenizer_;
+}
+
+const Graph& Model::graph(const std::string& component) const {
+  if (const Graph* graph = bundle_->graph(component)) return *graph;
+  std::string known;
+  for (const Graph& graph : bundle_->graphs()) known += (known.empty() ? "" : ", ") + graph.name;
+  throw fail(MDRT_ERROR_ARGUMENT, "there is no component %.64s; this bundle has: %s", component.c_str(), known.c_str());
+}
+
+Executor& Model::executor(const std::string& component) {
+  std::unique_ptr<Executor>& executor = executors_[component];
+  if (!executor) executor = std::make_unique<Executor>(graph(component), pool_, options_);
+  return *executor;
+}
+
+void Model::set_plan_options(const std::string& isa, bool fuse) {
+  executors_.clear();
+  options_.isa = isa;
+  options_.fuse = fuse;
+}
+
+void Model::release_memory(const Executor* keep) {
+  for (auto& [name, executor] : executors_) {
+    if (executor && executor.get() != keep) executor->release_memory();
+  }
+}
+
+std::vector<Feed> order_feeds(const Graph& graph, const std::map<std::string, Feed>& by_name) {
+  std::vector<Feed> feeds;
+  for (const GraphInput& input : graph.inputs) {
+    const auto found = by_name.find(input.name);
+    if (found == by_name.end()) {
+      throw fail(MDRT_ERROR_ARGUMENT, "%s needs the input %s", graph.name.c_str(), input.name.c_str());
+    }
+    feeds.push_back(found->second);
+  }
+  if (by_name.size() != feeds.size()) {
+    std::string known;
+    for (const GraphInput& input : graph.inputs) known += (known.empty() ? "" : ", ") + input.name;
+    throw fail(MDRT_ERROR_ARGUMENT, "%s was given %zu inputs, but takes %zu: %s", graph.name.c_str(), by_name.size(), feeds.size(),
+               known.c_str());
+  }
+  return feeds;
+}
+
+namespace {
+
+std::vector<Shape> output_shapes_for(const Graph& graph, int64_t symbol_size) {
+  std::vector<Shape> inputs;
+  for (const GraphInput& input : graph.inputs) {
+    Shape shape;
+    for (const Dimension& dimension : input.shape) shape.push_back(dimension.size > 0 ? dimension.size : symbol_size);
+    inputs.push_back(std::move(shape));
+  }
+  const std::vector<Shape> values = infer_shapes(graph, inputs);
+  std::vector<Shape> outputs;
+  for (const GraphOutput& output : graph.outputs) outputs.push_back(values[static_cast<size_t>(output.value)]);
+  return outputs;
+}
+
+}  // namespace
+
+// A dimension that is equal for two different bindings of all symbols does not depend on them. Large bindings come first
+// because strides may map small sizes to the same one; a text encoder may be too short for them.
+std::vector<Shape> symbolic_output_shapes(const Graph& graph) {
+  for (int64_t size = 32; size > 1; size /= 2) {
+    try {
+      std::vector<Shape> outputs = output_shapes_for(graph, size);
+      const std::vector<Shape> halved = output_shapes_for(graph, size / 2);
+      for (size_t i = 0; i < outputs.size(); ++i) {
+        for (size_t d = 0; d < outputs[i].size(); ++d) {
+          if (outputs[i][d] != halved[i][d]) outputs[i][d] = 0;
+        }
+      }
+      return outputs;
+    } catch (const Error&) {
+      if (size == 2) throw;
+    }
+  }
+  return {};
+}
+
+}  // namespace mdrt

@@ -1,0 +1,49 @@
+// An open bundle with what is needed to run it: a thread pool, a tokenizer and one executor per component.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+
+#include "base/threads.h"
+#include "bundle.h"
+#include "run.h"
+#include "tokenizer.h"
+
+namespace mdrt {
+
+// Not thread-safe.
+class Model {
+ public:
+  Model(std::unique_ptr<Bundle> bundle, int threads, int64_t max_memory_bytes);
+
+  const Bundle& bundle() const { return *bundle_; }
+  // Throws Error(MDRT_ERROR_ARGUMENT) when the bundle was written without one.
+  const PipelineInfo& pipeline() const;
+  const Tokenizer& tokenizer();
+  // Throws Error(MDRT_ERROR_ARGUMENT) naming the components that exist.
+  const Graph& graph(const std::string& component) const;
+  Executor& executor(const std::string& component);
+
+  // Forces an ISA ("" = the best) and fusion on or off; executors are made anew.
+  void set_plan_options(const std::string& isa, bool fuse);
+  // Frees the arenas of all executors but `keep` (may be nullptr), so that the limit holds for one component at a time.
+  void release_memory(const Executor* keep);
+
+ private:
+  std::unique_ptr<Bundle> bundle_;
+  ThreadPool pool_;
+  PlanOptions options_;
+  std::unique_ptr<Tokenizer> tokenizer_;
+  std::map<std::string, std::unique_ptr<Executor>> executors_;
+};
+
+// Feeds by input name in the order of graph.inputs: every input exactly once, nothing else.
+// Throws Error(MDRT_ERROR_ARGUMENT).
+std::vector<Feed> order_feeds(const Graph& graph, const std::map<std::string, Feed>& by_name);
+
+// Shape of each output of a graph; a dimension that depends on a symbol is 0.
+std::vector<Shape> symbolic_output_shapes(const Graph& graph);
+
+}  // namespace mdrt
