@@ -1,6 +1,6 @@
 #include "capi.h"
 
-#include <cmath>
+#include <algorithm>
 #include <cstring>
 #include <limits>
 #include <utility>
@@ -128,8 +128,10 @@ void run_component(Handle& handle, const std::string& component, const mdrt_tens
   }
   if (!need_data) return;
   if (!values.empty()) {
+    Pace pace;
     executor.start(feeds);
-    while (executor.advance(std::numeric_limits<int64_t>::max() / 2, handle.cancel) < 1) {
+    while (run_slice(executor, std::numeric_limits<int64_t>::max(), handle.cancel, &pace) < 1) {
+      if (handle.poll && handle.poll(handle.poll_user) != 0) throw Error(MDRT_ERROR_CANCELLED, "cancelled");
     }
   }
   for (const WantedOutput& output : wanted) {
@@ -159,15 +161,20 @@ mdrt_event advance(Handle& handle, Job& job) {
   }
 }
 
+size_t row_bytes(const Job& job) { return static_cast<size_t>(job.width()) * 3; }
+
+void check_stride(const Job& job, size_t stride_bytes) {
+  if (stride_bytes >= row_bytes(job)) return;
+  throw fail(MDRT_ERROR_ARGUMENT, "stride_bytes is %zu, but a row of %d RGB pixels has %zu bytes", stride_bytes, job.width(),
+             row_bytes(job));
+}
+
 void copy_pixels(const Job& job, uint8_t* pixels, size_t stride_bytes) {
   required(pixels, "pixels");
-  const size_t row_bytes = static_cast<size_t>(job.width()) * 3;
-  if (stride_bytes < row_bytes) {
-    throw fail(MDRT_ERROR_ARGUMENT, "stride_bytes is %zu, but a row of %d RGB pixels has %zu bytes", stride_bytes, job.width(), row_bytes);
-  }
+  check_stride(job, stride_bytes);
   if (job.pixels().empty()) throw Error(MDRT_ERROR_STATE, "there is no picture: the job was begun with latent_only");
   for (size_t y = 0; y < static_cast<size_t>(job.height()); ++y) {
-    memcpy(pixels + y * stride_bytes, job.pixels().data() + y * row_bytes, row_bytes);
+    memcpy(pixels + y * stride_bytes, job.pixels().data() + y * row_bytes(job), row_bytes(job));
   }
 }
 
@@ -472,7 +479,7 @@ mdrt_status mdrt_generate(mdrt_model* model, const mdrt_generate_params* params,
     handle.cancel = false;
     try {
       Job job(open, *params);
-      if (stride_bytes < static_cast<size_t>(job.width()) * 3) copy_pixels(job, pixels, stride_bytes);
+      check_stride(job, stride_bytes);
       while (!job.done()) {
         const mdrt_event event = advance(handle, job);
         if (callback && callback(&event, user) != 0) throw Error(MDRT_ERROR_CANCELLED, "cancelled by the callback");

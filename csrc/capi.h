@@ -21,6 +21,8 @@ struct Handle {
   std::unique_ptr<Model> model;         // empty after mdrt_close
   mdrt_job* unfinished_job = nullptr;   // it owns the executors' arenas until it is done
   std::atomic<bool> cancel{false};
+  int (*poll)(void* user) = nullptr;    // see mdrt_internal: set_poll
+  void* poll_user = nullptr;
   char error[1024] = "";
 
   std::mutex mutex;

@@ -8,6 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/types.h"
@@ -83,5 +84,10 @@ struct Graph {
   bool is_weight(int32_t value) const { return value >= weight_base() && value < node_base(); }
   const std::string& value_name(int32_t value) const;
 };
+
+// Names of values and tensors: 1 to 256 bytes of [A-Za-z0-9._/-], no part empty, "." or "..".
+bool is_value_name(std::string_view name);
+// Names of components and symbols: [a-z_]{1,32}.
+bool is_word(std::string_view text);
 
 }  // namespace mdrt

@@ -1,5 +1,7 @@
 #include "model.h"
 
+#include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <utility>
@@ -52,6 +54,16 @@ void Model::release_memory(const Executor* keep) {
   for (auto& [name, executor] : executors_) {
     if (executor && executor.get() != keep) executor->release_memory();
   }
+}
+
+double run_slice(Executor& executor, int64_t limit_macs, const std::atomic<bool>& cancel, Pace* pace) {
+  const int64_t macs = std::min(limit_macs, pace->slice_macs());
+  const auto begin = std::chrono::steady_clock::now();
+  const double fraction = executor.advance(macs, cancel);
+  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+  // The last slice of a run may have had less to do.
+  if (fraction < 1) pace->measured(macs, seconds);
+  return fraction;
 }
 
 std::vector<Feed> order_feeds(const Graph& graph, const std::map<std::string, Feed>& by_name) {

@@ -1,10 +1,12 @@
 // An open bundle with what is needed to run it: a thread pool, a tokenizer and one executor per component.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <map>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "base/threads.h"
 #include "bundle.h"
@@ -38,6 +40,23 @@ class Model {
   std::unique_ptr<Tokenizer> tokenizer_;
   std::map<std::string, std::unique_ptr<Executor>> executors_;
 };
+
+// How many multiply-adds make about 50 ms on this machine: the length of a slice between two callbacks. Learns from every slice.
+class Pace {
+ public:
+  int64_t slice_macs() const { return static_cast<int64_t>(macs_per_second_ * kSliceSeconds) + 1; }
+  // `seconds` is what a slice of `macs` took; a very short one says little.
+  void measured(int64_t macs, double seconds) {
+    if (seconds > kSliceSeconds / 10) macs_per_second_ = static_cast<double>(macs) / seconds;
+  }
+
+ private:
+  static constexpr double kSliceSeconds = 0.05;
+  double macs_per_second_ = 10e9;
+};
+
+// Runs one slice of at most `limit_macs`; returns the fraction that is done. Throws as Executor::advance does.
+double run_slice(Executor& executor, int64_t limit_macs, const std::atomic<bool>& cancel, Pace* pace);
 
 // Feeds by input name in the order of graph.inputs: every input exactly once, nothing else.
 // Throws Error(MDRT_ERROR_ARGUMENT).

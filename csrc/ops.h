@@ -4,6 +4,8 @@
 #include <string>
 #include <vector>
 
+#include "base/error.h"
+#include "formats.h"
 #include "graph.h"
 
 namespace mdrt {
@@ -39,11 +41,12 @@ const OpRow* find_op(const std::string& name, OpType* op);
 int64_t attribute_int(const Node& node, const char* name, int index = 0);
 double attribute_real(const Node& node, const char* name);
 
-using Shape = std::vector<int64_t>;    // logical, channels last
+// Logical shape of the weight in this input slot, as the attributes state it.
+Shape weight_shape(const Node& node, size_t slot);
 
-// The stored shape of a weight of this logical shape: what packing makes and the file must hold.
-// Logical shapes: panel (out, in, kernel_h, kernel_w) or (out, in); vector (n); table (rows, n); depthwise (channels, kernel_h, kernel_w).
-Shape stored_shape(WeightKind kind, DType dtype, const Shape& logical);
+// Shape of the node's output. `inputs`: one shape per node input, weights empty. A size of 0 is not known and is taken on
+// trust, so validate() and infer_shapes() share one rule. Throws Error(status) naming the node and what does not fit.
+Shape output_shape(const Node& node, const std::vector<const Shape*>& inputs, mdrt_status status);
 
 // Checks everything about a graph that does not depend on sizes: inputs of the right kind, attributes in range, weights
 // of the stored shape and dtype that the attributes demand, every weight used, names unique.
@@ -54,7 +57,7 @@ void validate(const Graph& graph);
 // Throws Error(MDRT_ERROR_ARGUMENT).
 std::vector<Shape> infer_shapes(const Graph& graph, const std::vector<Shape>& input_shapes);
 
-// Multiply-adds of one node.
+// Multiply-adds of one node; 0 for ops that are not products of matrices.
 int64_t node_macs(const Graph& graph, const Node& node, const std::vector<Shape>& shapes, const Shape& output);
 
 // The whole table as JSON text, for Python.

@@ -1,7 +1,6 @@
 #include "sample.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <utility>
@@ -13,7 +12,6 @@
 namespace mdrt {
 namespace {
 
-constexpr double kSliceSeconds = 0.05;
 constexpr double kSlicesPerPicture = 200;
 constexpr int kMaxRows = 10000;
 
@@ -272,26 +270,25 @@ mdrt_event Job::advance(const std::atomic<bool>& cancel) {
   if (cancel) throw Error(MDRT_ERROR_CANCELLED, "cancelled");
   if (!started_) start_stage();
   const mdrt_stage stage = stage_;
-  const double slice = std::max(1.0, std::min(total_macs_ / kSlicesPerPicture, macs_per_second_ * kSliceSeconds));
-  const double before = macs_done_;
-  const auto begin = std::chrono::steady_clock::now();
-  const double stage_fraction = executor().advance(static_cast<int64_t>(slice), cancel);
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  if (seconds > kSliceSeconds / 10) macs_per_second_ = slice / seconds;
+  const int64_t limit = static_cast<int64_t>(total_macs_ / kSlicesPerPicture) + 1;
+  const double stage_fraction = run_slice(executor(), limit, cancel, &pace_);
   if (stage_fraction < 1) return event(stage, stage_fraction);
-  macs_done_ = before + (stage == MDRT_STAGE_TEXT_ENCODER ? text_macs_ : stage == MDRT_STAGE_UNET ? unet_macs_ : decoder_macs_);
+  macs_done_ += stage_macs(stage);
   const mdrt_event finished = event(stage, 0);
   finish_stage();
   return done() ? event(MDRT_STAGE_DONE, 0) : finished;
 }
 
+double Job::stage_macs(mdrt_stage stage) const {
+  return stage == MDRT_STAGE_TEXT_ENCODER ? text_macs_ : stage == MDRT_STAGE_UNET ? unet_macs_ : decoder_macs_;
+}
+
 mdrt_event Job::event(mdrt_stage stage, double stage_fraction) const {
-  const double stage_macs = stage == MDRT_STAGE_TEXT_ENCODER ? text_macs_ : stage == MDRT_STAGE_UNET ? unet_macs_ : decoder_macs_;
   mdrt_event event = {};
   event.stage = stage;
   event.total = static_cast<int32_t>(rows_.size());
   event.step = stage == MDRT_STAGE_TEXT_ENCODER ? 0 : stage == MDRT_STAGE_UNET ? static_cast<int32_t>(row_) + 1 : event.total;
-  event.fraction = stage == MDRT_STAGE_DONE ? 1 : std::min(1.0, (macs_done_ + stage_fraction * stage_macs) / total_macs_);
+  event.fraction = stage == MDRT_STAGE_DONE ? 1 : std::min(1.0, (macs_done_ + stage_fraction * stage_macs(stage)) / total_macs_);
   return event;
 }
 

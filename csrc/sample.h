@@ -41,6 +41,7 @@ class Job {
   void finish_stage();
   void finish_unet_call();
   void finish_decoder();
+  double stage_macs(mdrt_stage stage) const;
   mdrt_event event(mdrt_stage stage, double stage_fraction) const;
 
   Model& model_;
@@ -60,8 +61,8 @@ class Job {
   mdrt_stage stage_ = MDRT_STAGE_TEXT_ENCODER;
   size_t row_ = 0;
   bool started_ = false;
-  double macs_done_ = 0;            // of finished stages
-  double macs_per_second_ = 10e9;   // measured by every slice
+  double macs_done_ = 0;                            // of finished stages
+  Pace pace_;
   uint32_t noise_offset_ = 0;
   std::vector<int32_t> ids_;
   std::vector<float> context_;

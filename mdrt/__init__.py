@@ -24,6 +24,7 @@ from mdrt.errors import (
     NumericError,
     UnsupportedError,
     VersionError,
+    WriteError,
 )
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ __all__ = [
     "Session",
     "UnsupportedError",
     "VersionError",
+    "WriteError",
     "__version__",
     "get_include",
     "get_library",

@@ -15,6 +15,10 @@ class FileError(Error, OSError):
     """A file cannot be opened, read or written."""
 
 
+class WriteError(FileError):
+    """A file cannot be written; what was there before is untouched."""
+
+
 class BundleError(Error):
     """A file is not a valid bundle; the text names the field."""
 

@@ -204,7 +204,7 @@ class Graph:
 
         from mdrt import _core
 
-        components = json.loads(_core.Model(str(path)).metadata())["components"]
+        components = json.loads(_core.Model(path).metadata())["components"]
         if component not in components:
             raise InvalidArgumentError(f"{path} has no component {component!r}; it has {', '.join(components)}")
         return cls.from_dict(components[component])

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from os import PathLike
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from mdrt.errors import FileError, InvalidArgumentError
+from mdrt.errors import FileError, InvalidArgumentError, WriteError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -46,7 +46,7 @@ def write(image: Image, target: str | PathLike[str] | BinaryIO) -> None:
     """Writes a picture of `Pipeline` as PNG with its text entries; a file only appears when it is complete.
 
     Raises:
-        FileError: the file cannot be written; nothing is left behind, an old file stays as it was.
+        WriteError: the file cannot be written; nothing is left behind, an old file stays as it was.
     """
     from PIL.PngImagePlugin import PngInfo
 
@@ -67,7 +67,7 @@ def write(image: Image, target: str | PathLike[str] | BinaryIO) -> None:
         with _replacing(path) as file:
             image.save(file, "PNG", pnginfo=entries)
     except OSError as error:
-        raise FileError(f"cannot write {path}: {error.strerror or error}") from error
+        raise WriteError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 @contextmanager

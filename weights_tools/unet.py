@@ -80,7 +80,7 @@ class _UNet:
                 x = self.layer(x, block, index, level, channels)
                 channels = out_channels
                 skips.append((x, channels))
-            if level < len(config.downsample) and config.downsample[level]:
+            if level < len(config.block_out_channels) - 1 and config.downsample[level]:
                 sizes.append(x)
                 x = self.resample(x, f"{block}.downsamplers.0", channels, config.separable_conv[level], stride=2)
         return x, skips, sizes

@@ -1,0 +1,50 @@
+# The instruction sets, worst first: name | architectures | compiler flags | CPU features needed at run time.
+# The features are spelled as in csrc/base/cpu.cc.
+set(MDRT_ISA_ROWS
+  "generic|any||"
+  "avx2|x86_64|-mavx2 -mfma -mf16c|avx2 fma f16c"
+  "avx512|x86_64|-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c -mprefer-vector-width=512|avx512f avx512bw avx512vl avx512dq fma f16c"
+  "neon|aarch64||neon"
+)
+
+# Kernels are compiled once per row: contraction to FMA is wanted, reordering of sums is not.
+set(MDRT_KERNEL_FLAGS -O3 -fno-lto -ffp-contract=fast -fno-math-errno -fno-trapping-math)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
+  # The intrinsics' headers of gcc 12 trip over their own undefined registers.
+  list(APPEND MDRT_KERNEL_FLAGS -Wno-maybe-uninitialized)
+  if(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
+    list(APPEND MDRT_KERNEL_FLAGS -fno-schedule-insns)   # else gcc spills the register tile
+  endif()
+endif()
+
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
+  set(MDRT_ARCHITECTURE x86_64)
+elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
+  set(MDRT_ARCHITECTURE aarch64)
+else()
+  set(MDRT_ARCHITECTURE other)
+endif()
+
+# Adds one object library per row of this architecture to `target` and writes the list that registry.cc includes.
+function(mdrt_add_isa_units target)
+  set(list "")
+  foreach(row IN LISTS MDRT_ISA_ROWS)
+    string(REPLACE "|" ";" fields "${row}")
+    list(GET fields 0 name)
+    list(GET fields 1 architecture)
+    list(GET fields 2 flags)
+    list(GET fields 3 features)
+    if(NOT architecture STREQUAL "any" AND NOT architecture STREQUAL MDRT_ARCHITECTURE)
+      continue()
+    endif()
+    separate_arguments(flags)
+    add_library(mdrt_isa_${name} OBJECT ${PROJECT_SOURCE_DIR}/csrc/isa_unit.cc)
+    target_include_directories(mdrt_isa_${name} PRIVATE ${PROJECT_SOURCE_DIR}/csrc)
+    target_compile_definitions(mdrt_isa_${name} PRIVATE MDRT_ISA_NAME=${name})
+    target_compile_options(mdrt_isa_${name} PRIVATE ${MDRT_KERNEL_FLAGS} ${flags})
+    set_target_properties(mdrt_isa_${name} PROPERTIES POSITION_INDEPENDENT_CODE ON)
+    target_sources(${target} PRIVATE $<TARGET_OBJECTS:mdrt_isa_${name}>)
+    string(APPEND list "MDRT_ISA(${name}, \"${features}\")\n")
+  endforeach()
+  file(CONFIGURE OUTPUT ${PROJECT_BINARY_DIR}/generated/mdrt_isa_list.inc CONTENT "${list}")
+endfunction()

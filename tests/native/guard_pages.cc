@@ -1,0 +1,310 @@
+// Every kernel of every ISA that this CPU runs, over random shapes, with each operand flush against an unreadable page:
+// a read or write one byte outside ends the program. Address sanitizers do not see such accesses of vector code.
+//
+//   guard_pages [--count N] [--seed S]
+#include <sys/mman.h>
+#include <unistd.h>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "base/cpu.h"
+#include "lower.h"
+#include "registry.h"
+
+using namespace mdrt;
+
+namespace {
+
+std::mt19937_64 generator;
+
+int64_t pick(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(generator); }
+bool coin() { return pick(0, 1) == 1; }
+int64_t padded(int64_t channels) { return (channels + kPanel - 1) / kPanel * kPanel; }
+int64_t size_of(DType dtype) { return dtype == DType::fp16 ? 2 : 4; }
+
+// Memory between two unreadable pages, flush against the one behind it or the one before it.
+class Guarded {
+ public:
+  Guarded(int64_t bytes, bool at_end) {
+    const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    const size_t inner = (static_cast<size_t>(bytes) + page - 1) / page * page;
+    size_ = inner + 2 * page;
+    base_ = static_cast<char*>(mmap(nullptr, size_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    if (base_ == MAP_FAILED || mprotect(base_ + page, inner, PROT_READ | PROT_WRITE) != 0) {
+      fprintf(stderr, "no memory\n");
+      exit(2);
+    }
+    data = base_ + page + (at_end ? inner - static_cast<size_t>(bytes) : 0);
+  }
+  ~Guarded() { munmap(base_, size_); }
+  Guarded(const Guarded&) = delete;
+  char* data;
+
+ private:
+  char* base_;
+  size_t size_;
+};
+
+class Arguments {
+ public:
+  explicit Arguments(bool at_end) : at_end_(at_end) {}
+
+  float* floats(int64_t count) {
+    float* p = reinterpret_cast<float*>(bytes(count * 4));
+    for (int64_t i = 0; i < count; ++i) p[i] = static_cast<float>(pick(-100, 100)) * 0.01f;
+    return p;
+  }
+  char* bytes(int64_t count) {
+    owned_.push_back(std::make_unique<Guarded>(count, at_end_));
+    memset(owned_.back()->data, 0, static_cast<size_t>(count));
+    return owned_.back()->data;
+  }
+  // `pixels` rows whose last one ends with its channels: nothing may be touched behind them.
+  ActivationView view(int64_t pixels, int64_t channels, DType dtype) {
+    const int64_t width = padded(channels), stride = width + (coin() ? kPanel : 0);
+    const int64_t elements = (pixels - 1) * stride + width;
+    ActivationView v = {bytes(elements * size_of(dtype)), dtype, width, stride};
+    for (int64_t p = 0; p < pixels; ++p) {
+      for (int64_t c = 0; c < channels; ++c) {
+        const int64_t i = p * stride + c;
+        if (dtype == DType::fp32) {
+          static_cast<float*>(v.data)[i] = static_cast<float>(pick(-100, 100)) * 0.01f;
+        } else {
+          static_cast<uint16_t*>(v.data)[i] = static_cast<uint16_t>(0x3000 + pick(0, 0xbff) + (coin() ? 0x8000 : 0));
+        }
+      }
+    }
+    return v;
+  }
+
+ private:
+  bool at_end_;
+  std::vector<std::unique_ptr<Guarded>> owned_;
+};
+
+DType any_dtype() { return coin() ? DType::fp32 : DType::fp16; }
+
+template <class Args>
+void run(void (*kernel)(const Args*, int64_t, void*), const Args& args, int64_t tasks, int64_t scratch_bytes, bool at_end) {
+  Guarded scratch(scratch_bytes > 0 ? scratch_bytes : 64, at_end);
+  for (int64_t task = 0; task < tasks; ++task) kernel(&args, task, scratch.data);
+}
+
+void test_gemm(const KernelTable& k, bool at_end) {
+  Arguments memory(at_end);
+  GemmArgs g = {};
+  g.batch = pick(1, 2);
+  g.in_h = pick(1, 20);
+  g.in_w = pick(1, 20);
+  const bool resized = pick(0, 3) == 0;
+  g.view_h = resized ? g.in_h * 2 - pick(0, g.in_h > 1) : g.in_h;
+  g.view_w = resized ? g.in_w * 2 - pick(0, g.in_w > 1) : g.in_w;
+  const bool depthwise = pick(0, 3) == 0;
+  g.kernel_h = g.kernel_w = depthwise || coin() ? 3 : 1;
+  g.stride_h = g.stride_w = g.kernel_h == 3 ? pick(1, 2) : 1;
+  g.pad_top = g.pad_left = g.kernel_h / 2;
+  g.out_h = (g.view_h + 2 * g.pad_top - g.kernel_h) / g.stride_h + 1;
+  g.out_w = (g.view_w + 2 * g.pad_left - g.kernel_w) / g.stride_w + 1;
+  g.num_sources = coin() ? 2 : 1;
+  for (int s = 0; s < g.num_sources; ++s) {
+    g.sources[s] = memory.view(g.batch * g.in_h * g.in_w, s + 1 < g.num_sources ? pick(1, 5) * kPanel : pick(1, 100), any_dtype());
+    g.k_channels += g.sources[s].channels;
+  }
+  if (coin()) {
+    g.norm = memory.floats(g.batch * 2 * g.k_channels);
+    g.input_activation = Activation::silu;
+  }
+  const int64_t taps = depthwise ? 1 : g.kernel_h * g.kernel_w;
+  if (depthwise) {
+    g.depthwise = memory.floats(g.kernel_h * g.kernel_w * g.k_channels);
+    if (coin()) g.depthwise_bias = memory.floats(g.k_channels);
+  }
+  g.gated = pick(0, 3) == 0;
+  g.panels = pick(1, 6) * (g.gated ? 2 : 1);
+  g.weight_dtype = any_dtype();
+  const int64_t weights = g.panels * kPanel * taps * g.k_channels;
+  g.weight = g.weight_dtype == DType::fp32 ? static_cast<void*>(memory.floats(weights)) : memory.bytes(weights * 2);
+  if (coin()) g.bias = memory.floats(g.panels * kPanel);
+  const int64_t out_channels = (g.gated ? g.panels / 2 : g.panels) * kPanel, pixels = g.batch * g.out_h * g.out_w;
+  if (!g.gated && coin()) {
+    g.image_bias_stride = out_channels;
+    g.image_bias = memory.floats(g.batch * out_channels);
+  }
+  g.activation = g.gated || coin() ? Activation::gelu : Activation::none;
+  g.output = memory.view(pixels, out_channels, any_dtype());
+  if (coin()) g.residual = memory.view(pixels, out_channels, any_dtype());
+  choose_blocks(&g, k.tile);
+  run(k.gemm, g, g.batch * g.blocks_y * g.blocks_x * g.panel_blocks, k.gemm_scratch_bytes(&g), at_end);
+}
+
+void test_attention(const KernelTable& k, bool at_end) {
+  Arguments memory(at_end);
+  AttentionArgs a = {};
+  a.batch = pick(1, 2);
+  a.heads = pick(1, 4);
+  a.head_dim = pick(1, 70);
+  a.queries = pick(1, 150);
+  a.is_causal = pick(0, 3) == 0;
+  a.keys = a.is_causal ? a.queries : pick(1, 300);
+  a.fn = coin() ? AttentionFn::softmax : AttentionFn::relu;
+  const int64_t width = a.heads * a.head_dim;
+  a.q = memory.view(a.batch * a.queries, width, any_dtype());
+  a.k = memory.view(a.batch * a.keys, width, any_dtype());
+  a.v = coin() ? a.k : memory.view(a.batch * a.keys, width, a.k.dtype);
+  a.output = memory.view(a.batch * a.queries, width, any_dtype());
+  a.block_queries = a.queries < 64 ? a.queries : 64;
+  a.query_blocks = (a.queries + a.block_queries - 1) / a.block_queries;
+  run(k.attention, a, a.batch * a.heads * a.query_blocks, k.attention_scratch_bytes(&a), at_end);
+}
+
+void test_norms(const KernelTable& k, bool at_end) {
+  Arguments memory(at_end);
+  GroupNormStatsArgs s = {};
+  s.batch = pick(1, 2);
+  s.pixels = pick(1, 300);
+  s.num_sources = coin() ? 2 : 1;
+  s.groups = pick(1, 4);
+  const int64_t first = s.num_sources == 2 ? kPanel * s.groups : 0, last = s.groups * pick(1, 20);
+  s.channels = first + last;
+  s.k_channels = first + padded(last);
+  for (int i = 0; i < s.num_sources; ++i) {
+    s.sources[i] = memory.view(s.batch * s.pixels, i + 1 < s.num_sources ? first : last, any_dtype());
+  }
+  s.block_pixels = 64;
+  s.blocks = (s.pixels + 63) / 64;
+  s.eps = 1e-5;
+  s.weight = memory.floats(s.k_channels);
+  s.bias = memory.floats(s.k_channels);
+  s.sums = memory.floats(s.batch * s.blocks * 2 * s.k_channels);
+  s.norm = memory.floats(s.batch * 2 * s.k_channels);
+  run(k.group_norm_sums, s, s.batch * s.blocks, 0, at_end);
+  run(k.group_norm_finish, s, s.batch * s.groups, 0, at_end);
+  NormApplyArgs n = {};
+  n.num_sources = s.num_sources;
+  n.sources[0] = s.sources[0];
+  n.sources[1] = s.sources[1];
+  n.batch = s.batch;
+  n.pixels = s.pixels;
+  n.block_pixels = 64;
+  n.blocks = s.blocks;
+  n.norm = s.norm;
+  n.activation = Activation::silu;
+  n.output = memory.view(s.batch * s.pixels, s.channels, any_dtype());
+  run(k.norm_apply, n, n.batch * n.blocks, 0, at_end);
+  LayerNormArgs l = {};
+  l.pixels = pick(1, 40);
+  l.block_pixels = 16;
+  l.size = pick(1, 200);
+  l.eps = 1e-5f;
+  l.input = memory.view(l.pixels, l.size, any_dtype());
+  l.output = memory.view(l.pixels, l.size, any_dtype());
+  l.weight = memory.floats(padded(l.size));
+  l.bias = memory.floats(padded(l.size));
+  run(k.layer_norm, l, (l.pixels + 15) / 16, 0, at_end);
+}
+
+void test_elementwise(const KernelTable& k, bool at_end) {
+  Arguments memory(at_end);
+  PointwiseArgs p = {};
+  p.kind = static_cast<PointwiseKind>(pick(0, 3));
+  p.batch = pick(1, 2);
+  p.pixels = pick(1, 100);
+  p.block_pixels = 64;
+  p.blocks = (p.pixels + 63) / 64;
+  p.channels = pick(1, 70);
+  p.gate_offset = p.channels;
+  p.activation = Activation::gelu;
+  p.a = memory.view(p.batch * p.pixels, p.kind == PointwiseKind::gate ? 2 * p.channels : p.channels, any_dtype());
+  p.b = memory.view(p.kind == PointwiseKind::add_image ? p.batch : p.batch * p.pixels, p.channels, any_dtype());
+  p.output = memory.view(p.batch * p.pixels, p.channels, any_dtype());
+  run(k.pointwise, p, p.batch * p.blocks, 0, at_end);
+
+  CopyArgs c = {};
+  c.batch = pick(1, 2);
+  c.in_h = pick(1, 9);
+  c.in_w = pick(1, 9);
+  c.out_h = pick(1, 20);
+  c.out_w = pick(1, 20);
+  c.channels = pick(1, 40);
+  c.output_channel = pick(0, 20);
+  c.last = true;
+  c.input = memory.view(c.batch * c.in_h * c.in_w, c.channels, any_dtype());
+  c.output = memory.view(c.batch * c.out_h * c.out_w, c.output_channel + c.channels, any_dtype());
+  run(k.copy, c, c.batch * c.out_h, 0, at_end);
+
+  DepthwiseArgs d = {};
+  d.batch = pick(1, 2);
+  d.in_h = pick(1, 12);
+  d.in_w = pick(1, 12);
+  d.kernel_h = d.kernel_w = 3;
+  d.stride_h = d.stride_w = pick(1, 2);
+  d.pad_top = d.pad_left = 1;
+  d.out_h = (d.in_h - 1) / d.stride_h + 1;
+  d.out_w = (d.in_w - 1) / d.stride_w + 1;
+  const int64_t channels = pick(1, 70);
+  d.input = memory.view(d.batch * d.in_h * d.in_w, channels, any_dtype());
+  d.output = memory.view(d.batch * d.out_h * d.out_w, channels, any_dtype());
+  d.weight = memory.floats(9 * padded(channels));
+  if (coin()) d.bias = memory.floats(padded(channels));
+  run(k.depthwise, d, d.batch * d.out_h, 0, at_end);
+
+  EmbeddingArgs e = {};
+  e.batch = pick(1, 2);
+  e.length = pick(1, 9);
+  e.size = pick(1, 70);
+  e.table_stride = e.positions_stride = (e.size + 31) / 32 * 32;
+  int32_t* ids = reinterpret_cast<int32_t*>(memory.bytes(e.batch * e.length * 4));
+  for (int64_t i = 0; i < e.batch * e.length; ++i) ids[i] = static_cast<int32_t>(pick(0, 10));
+  e.ids = ids;
+  e.table_dtype = any_dtype();
+  e.positions_dtype = any_dtype();
+  e.table = memory.bytes(11 * e.table_stride * size_of(e.table_dtype));
+  e.positions = memory.bytes(e.length * e.positions_stride * size_of(e.positions_dtype));
+  e.output = memory.view(e.batch * e.length, e.size, any_dtype());
+  run(k.embedding, e, e.batch * e.length, 0, at_end);
+
+  ConvertArgs v = {};
+  v.pixels = pick(1, 300);
+  v.channels = pick(1, 70);
+  v.view = memory.view(v.pixels, v.channels, any_dtype());
+  float* dense = memory.floats(v.pixels * v.channels);
+  v.dense_in = dense;
+  run(k.convert, v, (v.pixels + 255) / 256, 0, at_end);
+  v.dense_in = nullptr;
+  v.dense_out = dense;
+  run(k.convert, v, (v.pixels + 255) / 256, 0, at_end);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  int64_t count = 300;
+  uint64_t seed = 1;
+  for (int i = 1; i + 1 < argc; i += 2) {
+    if (std::string(argv[i]) == "--count") count = atoll(argv[i + 1]);
+    if (std::string(argv[i]) == "--seed") seed = static_cast<uint64_t>(atoll(argv[i + 1]));
+  }
+  generator.seed(seed);
+  for (const Isa& isa : compiled_isas()) {
+    if (!is_usable(isa)) {
+      printf("guard_pages: %s not executed: this CPU lacks one of: %s\n", isa.name, isa.features);
+      continue;
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      const bool at_end = i % 2 == 0;
+      test_gemm(*isa.kernels, at_end);
+      test_attention(*isa.kernels, at_end);
+      test_norms(*isa.kernels, at_end);
+      test_elementwise(*isa.kernels, at_end);
+    }
+    printf("guard_pages: %s, %lld rounds, seed %llu, no fault\n", isa.name, static_cast<long long>(count),
+           static_cast<unsigned long long>(seed));
+    fflush(stdout);
+  }
+  return 0;
+}

@@ -1,0 +1,263 @@
+"""Writes checkpoints of the canonical sizes with random weights, so that anybody can measure and export."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mdrt.errors import ConversionError, FileError, InvalidArgumentError
+from mdrt.graph import Graph, Weight
+from weights_tools.checkpoint import make_config
+from weights_tools.text_encoder import TextEncoderConfig, build_text_encoder
+from weights_tools.unet import UNetConfig, build_unet
+from weights_tools.vae import VaeConfig, build_vae_decoder, build_vae_encoder
+from weights_tools.vocabulary import read_vocabulary
+
+_SPECIAL = ("<|startoftext|>", "<|endoftext|>")
+_NUM_MERGES = 48894
+_TOKENIZER_FILES = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+_DTYPES = {"fp32": ("F32", np.float32), "fp16": ("F16", np.float16)}
+
+_TEXT_ENCODER = {
+    "vocab_size": 49408,
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 77,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+}
+_VAE = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "block_out_channels": [64, 96, 192, 256],
+    "layers_per_block": 2,
+    "latent_channels": 8,
+    "norm_num_groups": 32,
+    "mid_block_add_attention": False,
+    "use_quant_conv": True,
+    "use_post_quant_conv": True,
+    "scaling_factor": 0.18215,
+    "shift_factor": None,
+}
+_SCHEDULER = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "num_train_timesteps": 1000,
+    "prediction_type": "v_prediction",
+    "rescale_betas_zero_snr": True,
+    "timestep_spacing": "trailing",
+    "clip_sample": False,
+    "set_alpha_to_one": True,
+    "steps_offset": 0,
+}
+_PRESETS: dict[str, dict[str, Any]] = {
+    "mobilediffusion": {},
+    "mobilediffusion-lite": {"transformer_layers_per_block": [0, 1, 2, 2]},
+}
+PRESETS = tuple(_PRESETS)
+
+
+def new(
+    output: str | os.PathLike[str],
+    *,
+    preset: str = "mobilediffusion",
+    settings: Mapping[str, Any] | None = None,
+    tokenizer: str | os.PathLike[str] | None = None,
+    dtype: str = "fp16",
+    seed: int = 0,
+) -> None:
+    """Writes a diffusers pipeline directory with random weights: normal numbers scaled so that activations stay near 1.
+
+    Args:
+        output: the directory to make; it must not exist or be empty.
+        preset: "mobilediffusion" or "mobilediffusion-lite".
+        settings: changed configuration values by `<component>.<key>`, such as `unet.block_out_channels`; components are
+            unet, vae, text_encoder, scheduler.
+        tokenizer: a folder whose tokenizer is copied; None: a made-up byte-level vocabulary of 49,408 entries.
+        dtype: "fp32" or "fp16", how weights are stored.
+        seed: of the random numbers.
+
+    Raises:
+        InvalidArgumentError: an unknown preset, setting or dtype.
+        ConversionError: the tokenizer is unusable, or settings contradict each other.
+        FileError: the directory is not empty or cannot be written.
+    """
+    if preset not in _PRESETS:
+        raise InvalidArgumentError(f"there is no preset {preset!r}; there are {', '.join(_PRESETS)}")
+    if dtype not in _DTYPES:
+        raise InvalidArgumentError(f"dtype {dtype!r} is not one of {', '.join(_DTYPES)}")
+    configs = _configs(preset, settings or {}, None if tokenizer is None else Path(tokenizer))
+    components = _graphs(configs)
+    try:
+        with _new_directory(Path(output)) as folder:
+            _write_configs(folder, configs)
+            _write_tokenizer(folder / "tokenizer", configs["text_encoder"], None if tokenizer is None else Path(tokenizer))
+            generator = np.random.default_rng(seed)
+            for component, graphs in components.items():
+                stem = "model" if component == "text_encoder" else "diffusion_pytorch_model"
+                weights = {name: weight for graph in graphs for name, weight in graph.weights.items()}
+                _write_weights(folder / component / f"{stem}.safetensors", weights, dtype, generator)
+    except OSError as error:
+        raise FileError(f"{output} cannot be written: {error.strerror or error}") from error
+
+
+def _configs(preset: str, settings: Mapping[str, Any], tokenizer: Path | None) -> dict[str, dict[str, Any]]:
+    """The configuration files, by component."""
+    unet = dataclasses.asdict(UNetConfig()) | _PRESETS[preset]
+    configs = {
+        "unet": {"_class_name": "MobileDiffusionUNet2DConditionModel", **unet},
+        "vae": {"_class_name": "AutoencoderKL", "act_fn": "silu", **_VAE},
+        "text_encoder": {"model_type": "clip_text_model", "architectures": ["CLIPTextModel"], **_TEXT_ENCODER},
+        "scheduler": {"_class_name": "DDIMScheduler", **_SCHEDULER},
+    }
+    if tokenizer is not None:
+        vocabulary = read_vocabulary(tokenizer, 1 << 20)
+        configs["text_encoder"]["vocab_size"] = len(vocabulary.tokens)
+        configs["text_encoder"]["max_position_embeddings"] = min(vocabulary.model_max_length, 4096)
+    for key, value in settings.items():
+        component, _, name = key.partition(".")
+        if component not in configs or name not in configs[component] or name.startswith("_"):
+            raise InvalidArgumentError(f"there is no setting {key!r}; settings are such as unet.block_out_channels")
+        configs[component][name] = value
+    count = len(configs["vae"]["block_out_channels"])
+    configs["vae"] |= {"down_block_types": ["DownEncoderBlock2D"] * count, "up_block_types": ["UpDecoderBlock2D"] * count}
+    return configs
+
+
+def _graphs(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Graph]]:
+    def config(component: str, cls: type[Any]) -> Any:
+        fields = {f.name for f in dataclasses.fields(cls)}
+        values = {key: value for key, value in configs[component].items() if key in fields}
+        return make_config(cls, values, f"{component} settings")
+
+    vae = config("vae", VaeConfig)
+    components = {
+        "text_encoder": [build_text_encoder(config("text_encoder", TextEncoderConfig))],
+        "unet": [build_unet(config("unet", UNetConfig))],
+        "vae": [build_vae_encoder(vae), build_vae_decoder(vae)],
+    }
+    for component, graphs in components.items():
+        for graph in graphs:
+            try:
+                graph.validate()
+            except InvalidArgumentError as error:
+                raise ConversionError(f"the {component} settings contradict each other: {error}") from error
+    return components
+
+
+def _write_configs(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> None:
+    classes = {
+        "unet": ["mdrt", "MobileDiffusionUNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "scheduler": ["diffusers", "DDIMScheduler"],
+    }
+    _write_json(folder / "model_index.json", {"_class_name": "MobileDiffusionPipeline", **classes})
+    for component, config in configs.items():
+        (folder / component).mkdir()
+        name = "scheduler_config.json" if component == "scheduler" else "config.json"
+        _write_json(folder / component / name, config)
+
+
+def _write_tokenizer(folder: Path, text_encoder: Mapping[str, Any], source: Path | None) -> None:
+    folder.mkdir()
+    if source is not None:
+        for name in _TOKENIZER_FILES:
+            if (source / name).is_file():
+                shutil.copyfile(source / name, folder / name)
+        return
+    tokens, merges = _made_up_vocabulary()
+    _write_json(folder / "vocab.json", {token: number for number, token in enumerate(tokens)})
+    lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    special = {f"{name}_token": _SPECIAL[name != "bos"] for name in ("bos", "eos", "pad", "unk")}
+    length = text_encoder["max_position_embeddings"]
+    _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "CLIPTokenizer", "model_max_length": length, **special})
+
+
+def _made_up_vocabulary() -> tuple[list[str], list[tuple[str, str]]]:
+    """Tokens and merges: bytes, then chains of two, three and four letters, then the two special tokens."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    # Bytes that do not print get the code points from 256 on: CLIP's (GPT-2's) byte-to-unicode spelling.
+    symbols = [chr(byte) for byte in printable] + [chr(256 + index) for index in range(256 - len(printable))]
+    merges = list(itertools.islice(_made_up_merges(), _NUM_MERGES))
+    tokens = symbols + [symbol + "</w>" for symbol in symbols] + [left + right for left, right in merges]
+    return [*tokens, *_SPECIAL], merges
+
+
+def _made_up_merges() -> Iterator[tuple[str, str]]:
+    letters = "etaoinshrdlucmfwypvbgkjqxz"
+    for length in (1, 2, 3):
+        for chain in map("".join, itertools.product(letters, repeat=length)):
+            for letter in letters:
+                yield chain, letter
+                yield chain, f"{letter}</w>"
+
+
+def _write_weights(path: Path, weights: Mapping[str, Weight], dtype: str, generator: np.random.Generator) -> None:
+    """A safetensors file, made tensor by tensor."""
+    name, numpy_dtype = _DTYPES[dtype]
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for weight in weights.values():
+        size_bytes = math.prod(weight.shape) * np.dtype(numpy_dtype).itemsize
+        header[weight.name] = {"dtype": name, "shape": _file_shape(weight), "data_offsets": [offset, offset + size_bytes]}
+        offset += size_bytes
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for weight in weights.values():
+            file.write(_random_weight(weight, generator).astype(numpy_dtype).tobytes())
+
+
+def _file_shape(weight: Weight) -> list[int]:
+    if weight.kind == "depthwise":
+        return [weight.shape[0], 1, *weight.shape[1:]]
+    return list(weight.shape)
+
+
+def _random_weight(weight: Weight, generator: np.random.Generator) -> NDArray[np.float32]:
+    """Biases 0, scales of norms 1, all else normal: tables with deviation 1, the rest 1 / sqrt(inputs of an output)."""
+    if weight.kind == "vector":
+        return np.full(weight.shape, 0.0 if weight.name.endswith(".bias") else 1.0, dtype=np.float32)
+    inputs = 1 if weight.kind == "table" else math.prod(weight.shape[1:])
+    return generator.standard_normal(weight.shape, dtype=np.float32) * np.float32(1.0 / math.sqrt(inputs))
+
+
+def _write_json(path: Path, document: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _new_directory(path: Path) -> Iterator[Path]:
+    """A folder beside `path` that becomes `path` when all went well, and vanishes otherwise."""
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileError(f"{path} exists and is not an empty directory; name a new one")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+    try:
+        yield folder
+        folder.chmod(0o755)
+        if path.exists():
+            path.rmdir()
+        folder.rename(path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
