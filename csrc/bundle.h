@@ -86,6 +86,7 @@ class Bundle {
   int64_t file_bytes_ = 0;
   int64_t header_bytes_ = 0;      // 8 + length of the JSON header
   bool mapped_ = false;
+  int file_ = -1;                 // kept open for its shared lock
 };
 
 }  // namespace mdrt

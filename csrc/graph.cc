@@ -254,14 +254,19 @@ void validate(const Graph& graph) {
     refuse(graph, "weight '" + graph.weights[static_cast<size_t>(idle - used.begin())].name + "' is used by no node");
   check_outputs(graph);
 
-  std::vector<Shape> shapes(static_cast<size_t>(graph.value_count()));
-  for (size_t n = 0; n < graph.inputs.size(); ++n)
-    for (const Dimension& dimension : graph.inputs[n].shape) shapes[n].push_back(dimension.size);
   try {
-    infer_nodes(graph, shapes, MDRT_ERROR_BUNDLE);
+    known_shapes(graph);
   } catch (const Error& error) {
     refuse(graph, error.what());
   }
+}
+
+std::vector<Shape> known_shapes(const Graph& graph) {
+  std::vector<Shape> shapes(static_cast<size_t>(graph.value_count()));
+  for (size_t n = 0; n < graph.inputs.size(); ++n)
+    for (const Dimension& dimension : graph.inputs[n].shape) shapes[n].push_back(dimension.size);
+  infer_nodes(graph, shapes, MDRT_ERROR_BUNDLE);
+  return shapes;
 }
 
 std::vector<Shape> infer_shapes(const Graph& graph, const std::vector<Shape>& input_shapes) {

@@ -7,6 +7,8 @@
 
 #include "base/cpu.h"
 #include "capi.h"
+#include "crc32c.h"
+#include "document.h"
 #include "formats.h"
 #include "noise.h"
 #include "ops.h"
@@ -137,7 +139,7 @@ mdrt_status set_poll(mdrt_model* model, int (*poll)(void* user), void* user) {
 }
 
 mdrt_status validate_graph(const char* json, size_t json_bytes, char* errbuf, size_t errbuf_size) {
-  return guarded(errbuf, errbuf_size, [&] { (void)json; (void)json_bytes; throw Error(MDRT_ERROR_INTERNAL, "not there yet"); });
+  return guarded(errbuf, errbuf_size, [&] { check_graph(std::string_view(json, json_bytes)); });
 }
 
 const mdrt_internal_table kTable = {

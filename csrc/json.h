@@ -42,12 +42,15 @@ class Json {
     // Of an object's member: first() and next() go over the keys, each followed by its value.
     Value value() const { return {json_, index_ + 1}; }
 
+    Value() = default;
+
    private:
     friend class Json;
+    friend class JsonParser;
     Value(const Json* json, uint32_t index) : json_(json), index_(index) {}
     const Item& item() const { return json_->items_[index_]; }
-    const Json* json_;
-    uint32_t index_;
+    const Json* json_ = nullptr;
+    uint32_t index_ = 0;
   };
 
   // Throws Error(MDRT_ERROR_BUNDLE): "<what>: byte N: ...".

@@ -1,14 +1,15 @@
 """Writes csrc/unicode_tables.inc: what the tokenizer needs of the Unicode Character Database.
 
-CLIP's reference tokenizer mixes three Unicode versions, one for each of its libraries, and identical ids need the same mix:
-normalisation form C follows 9.0, the classes \\p{L}, \\p{N} and \\s follow 16.0, lower case follows 17.0.
+CLIP's reference tokenizer mixes three Unicode versions, one for each of its libraries, and identical ids need the same
+mix: normalisation form C follows 9.0, the classes \\p{L}, \\p{N} and \\s follow 16.0, lower case follows 17.0.
 
-Each argument is a command that starts a Python interpreter whose ``unicodedata2`` (PyPI), or else whose own ``unicodedata``,
-has that version, for example::
+Each argument is a command that starts a Python interpreter whose ``unicodedata2`` (PyPI), or else whose own
+``unicodedata``, has that version, for example::
 
     pip install --target ucd16 unicodedata2==16.0.0
     pip install --target ucd17 unicodedata2==17.0.1
-    python make_unicode_tables.py python3.6 "env PYTHONPATH=ucd16 python3" "env PYTHONPATH=ucd17 python3" > unicode_tables.inc
+    python make_unicode_tables.py python3.6 "env PYTHONPATH=ucd16 python3" "env PYTHONPATH=ucd17 python3" \\
+        > unicode_tables.inc
 
 CPython 3.6 carries 9.0. Versions are checked, so the result does not depend on the machine.
 """
@@ -107,7 +108,8 @@ def main() -> None:
     classes = load(sys.argv[2], "16.0.0")
     cases = load(sys.argv[3], "17.0.0")
 
-    print("// Written by make_unicode_tables.py; do not edit. Normalisation: Unicode 9.0.0. Classes: 16.0.0. Lower case: 17.0.0.")
+    print("// Written by make_unicode_tables.py; do not edit.")
+    print("// Unicode versions: normalisation 9.0.0, classes 16.0.0, lower case 17.0.0.")
     emit("CodeRange letter_ranges", "Category L*: first, last.", ranges(r[0] for r in classes if r[1][0] == "L"))
     emit("CodeRange number_ranges", "Category N*: first, last.", ranges(r[0] for r in classes if r[1][0] == "N"))
     controls = [*range(0x09, 0x0E), 0x85]
@@ -123,7 +125,7 @@ def main() -> None:
     combining: list[tuple[int, int, int]] = []
     for value in sorted({r[2] for r in normalization} - {0}):
         combining += [(*run, value) for run in ranges(r[0] for r in normalization if r[2] == value)]
-    emit("CombiningRange combining_ranges", "Canonical combining class other than 0: first, last, class.", sorted(combining))
+    emit("CombiningRange combining_ranges", "Canonical combining class, not 0: first, last, class.", sorted(combining))
     parts = [(r[0], *r[3], *[0] * (2 - len(r[3]))) for r in normalization if r[3]]
     emit("Decomposition decompositions", "Canonical decomposition, one level: code, first, second (0: none).", parts)
     pairs = sorted((r[3][0], r[3][1], r[0]) for r in normalization if r[4])

@@ -53,6 +53,10 @@ Shape output_shape(const Node& node, const std::vector<const Shape*>& inputs, md
 // Throws Error(MDRT_ERROR_BUNDLE) with a sentence naming node and field.
 void validate(const Graph& graph);
 
+// What is known about the shapes of all values before the inputs are: 0 for every size that depends on a symbol. Ranks and
+// channels are always known. The graph must be valid.
+std::vector<Shape> known_shapes(const Graph& graph);
+
 // Shapes of all values (weights get {}) for these input shapes; validates them on the way. Also binds symbols.
 // Throws Error(MDRT_ERROR_ARGUMENT).
 std::vector<Shape> infer_shapes(const Graph& graph, const std::vector<Shape>& input_shapes);

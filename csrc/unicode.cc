@@ -76,9 +76,10 @@ uint32_t compose(uint32_t first, uint32_t second) {
     return first + trailing;
   }
   const auto* end = std::end(compositions);
-  const auto* row = std::lower_bound(std::begin(compositions), end, first, [second](const Composition& c, uint32_t value) {
-    return c.first != value ? c.first < value : c.second < second;
-  });
+  const auto* row =
+      std::lower_bound(std::begin(compositions), end, first, [second](const Composition& c, uint32_t value) {
+        return c.first != value ? c.first < value : c.second < second;
+      });
   return row != end && row->first == first && row->second == second ? row->code : 0;
 }
 

@@ -126,14 +126,14 @@ class Graph:
         return name
 
     def output(self, value: str, name: str | None = None) -> None:
-        """Makes an existing value an output, called `name` (default: like the value).
+        """Makes the value of a node an output, called `name` (default: like the value).
 
         Raises:
-            InvalidArgumentError: no such value, or the output's name is taken.
+            InvalidArgumentError: no such node, or the output's name is taken.
         """
         name = value if name is None else name
-        if value not in self._values or value in self.weights:
-            raise InvalidArgumentError(f"output {name}: there is no value {value!r}")
+        if value not in self._values or value in self.weights or value in {i.name for i in self.inputs}:
+            raise InvalidArgumentError(f"output {name}: there is no node {value!r}")
         if name in self.outputs:
             raise InvalidArgumentError(f"output {name}: there is already one of this name")
         self.outputs[name] = value

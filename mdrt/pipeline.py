@@ -12,13 +12,16 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from os import PathLike
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mdrt import _core, models
 from mdrt.errors import Cancelled, Interrupted, InvalidArgumentError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +108,7 @@ class Pipeline:
         state = "closed" if self._model is None else f"{self.config['width']}x{self.config['height']}"
         return f"Pipeline({self.path!r}, {state})"
 
-    def __enter__(self) -> Pipeline:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -104,17 +104,16 @@ def read(path: str | PathLike[str]) -> dict[str, Any]:
     try:
         with Image.open(path) as image:
             image.load()
-            texts = {key: image.info[key] for key in ("mdrt", "parameters") if key in image.info}
+            texts: dict[str, Any] = {key: image.info[key] for key in ("mdrt", "parameters") if key in image.info}
     except UnidentifiedImageError:
         raise InvalidArgumentError(f"{os.fspath(path)} is neither a bundle nor a picture") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise FileError(f"cannot read {os.fspath(path)}: {getattr(error, 'strerror', None) or error}") from error
     if not texts:
         raise InvalidArgumentError(f"{os.fspath(path)} says nothing about how it was made")
-    entries: dict[str, Any] = dict(texts)
     if "mdrt" in texts:
         try:
-            entries["mdrt"] = json.loads(texts["mdrt"])
+            texts["mdrt"] = json.loads(texts["mdrt"])
         except ValueError as error:
             raise InvalidArgumentError(f"{os.fspath(path)}: the entry 'mdrt' is not JSON: {error}") from error
-    return entries
+    return texts

@@ -1,8 +1,8 @@
 """Samplers as tables of numbers: one row per model call, which libmdrt applies without knowing the sampler.
 
 A row holds, in float64, `t p q clip a b e c1 c2 c3 d keep m n`:
-`y = p*x + q*out`, clamped to +-clip unless clip is 0; `x' = a*x + b*y + e*out + c1*y1 + c2*y2 + c3*y3 + d*noise`, where y1..y3
-are earlier y whose row had keep = 1; the known latent at the new level is `m*latent + n*noise`.
+`y = p*x + q*out`, clamped to +-clip unless clip is 0; `x' = a*x + b*y + e*out + c1*y1 + c2*y2 + c3*y3 + d*noise`,
+where y1..y3 are the last y whose row had keep = 1; the known latent at the new level is `m*latent + n*noise`.
 """
 
 from __future__ import annotations
@@ -80,16 +80,20 @@ class SchedulerConfig:
                 "thresholding is true, but a linear row cannot express it and latents do not need it; set it to false"
             )
         if result.clip_sample and result.clip_sample_range == 0:
-            raise InvalidArgumentError("clip_sample_range is 0, which leaves nothing; set clip_sample to false to turn it off")
+            raise InvalidArgumentError("clip_sample_range is 0, which leaves nothing; set clip_sample to false")
         if result.trained_betas is not None and len(result.trained_betas) != result.num_train_timesteps:
             raise InvalidArgumentError(
-                f"trained_betas has {len(result.trained_betas)} numbers, but num_train_timesteps is {result.num_train_timesteps}"
+                f"trained_betas has {len(result.trained_betas)} numbers, "
+                f"but num_train_timesteps is {result.num_train_timesteps}"
             )
         return result
 
 
 class Scheduler(ABC):
-    """Makes the rows of one sampler. `alphas_cumprod`: float32 (num_train_timesteps,), the signal's share of the variance."""
+    """Makes the rows of one sampler.
+
+    `alphas_cumprod`: float32 (num_train_timesteps,), the signal's share of the variance at each timestep.
+    """
 
     name: ClassVar[str]
     init_noise_sigma: ClassVar[float] = 1.0
@@ -99,8 +103,8 @@ class Scheduler(ABC):
         self.alphas_cumprod = _alphas_cumprod(config)
         if config.prediction_type == "epsilon" and self.alphas_cumprod[-1] == 0:
             raise UnsupportedError(
-                "epsilon-prediction with zero terminal SNR: the last timestep holds no signal, so the noise says nothing "
-                "about the picture; use v_prediction or set rescale_betas_zero_snr to false"
+                "epsilon-prediction with zero terminal SNR: the last timestep holds no signal, so the noise says "
+                "nothing about the picture; use v_prediction or set rescale_betas_zero_snr to false"
             )
 
     @classmethod
@@ -113,7 +117,7 @@ class Scheduler(ABC):
         """The timesteps of the model calls, int64 (num_inference_steps,), falling.
 
         Raises:
-            InvalidArgumentError: the count is not from 1 to num_train_timesteps, or a timestep falls outside of the training's.
+            InvalidArgumentError: the count is not from 1 to num_train_timesteps, or steps_offset leads beyond them.
         """
 
     @abstractmethod
@@ -124,6 +128,7 @@ class Scheduler(ABC):
         train, count = self.config.num_train_timesteps, num_inference_steps
         if isinstance(count, bool) or not isinstance(count, (int, np.integer)) or not 1 <= count <= train:
             raise InvalidArgumentError(f"num_inference_steps is {count!r}, but must be from 1 to {train}")
+        timesteps: NDArray[Any]
         if spacing == "linspace":
             timesteps = np.linspace(0, train - 1, count).round()[::-1]
         elif spacing == "leading":
@@ -171,8 +176,9 @@ class DDIMScheduler(Scheduler):
         return self._spaced(num_inference_steps, self.config.timestep_spacing)
 
     def rows(self, num_inference_steps: int) -> NDArray[np.float64]:
-        stride = self.config.num_train_timesteps // num_inference_steps if num_inference_steps else 0
-        return np.stack([self._row(int(t), int(t) - stride) for t in self.timesteps(num_inference_steps)])
+        timesteps = self.timesteps(num_inference_steps)
+        stride = self.config.num_train_timesteps // num_inference_steps
+        return np.stack([self._row(int(t), int(t) - stride) for t in timesteps])
 
     def _row(self, timestep: int, previous: int) -> NDArray[np.float64]:
         alpha, beta = self._signal(timestep)
@@ -192,14 +198,22 @@ class DDIMScheduler(Scheduler):
         else:
             a, e = direction / math.sqrt(beta), -direction * math.sqrt(alpha) / math.sqrt(beta)
         return _row(
-            t=timestep, a=a, b=math.sqrt(alpha_next), e=e, d=deviation, m=math.sqrt(alpha_next), n=math.sqrt(beta_next), **columns
+            t=timestep,
+            a=a,
+            b=math.sqrt(alpha_next),
+            e=e,
+            d=deviation,
+            m=math.sqrt(alpha_next),
+            n=math.sqrt(beta_next),
+            **columns,
         )
 
 
 class UFOGenScheduler(Scheduler):
-    """One-step and few-step sampling of a diffusion-GAN (UFOGen, arXiv 2311.09257): predict the clean latent, add noise again.
+    """One-step and few-step sampling of a diffusion-GAN, UFOGen, arXiv 2311.09257.
 
-    Timesteps are trailing whatever the configuration says; the last call returns the clean latent.
+    Every call predicts the clean latent, which is noised again to the next level; the last call returns it. Timesteps
+    are trailing whatever the configuration says.
     """
 
     name = "ufogen"
@@ -263,11 +277,12 @@ def _row(**columns: float) -> NDArray[np.float64]:
 def _alphas_cumprod(config: SchedulerConfig) -> NDArray[np.float32]:
     """float32 (num_train_timesteps,): the bits that diffusers gets, by the same operations in the same order.
 
-    Zero-terminal-SNR rescaling may differ in last places: PyTorch's square root is not correctly rounded everywhere.
+    Rescaling to zero terminal SNR may differ in last places, because PyTorch's square root is not correctly rounded on
+    every machine; this one is.
     """
     betas = _betas(config)
     if not (np.all(betas > 0) and np.all(betas <= 1)):
-        raise InvalidArgumentError("the betas must lie between 0 (excluded) and 1; check beta_start, beta_end, trained_betas")
+        raise InvalidArgumentError("the betas must lie above 0 and up to 1; check beta_start, beta_end, trained_betas")
     if config.rescale_betas_zero_snr:
         betas = _rescale_zero_terminal_snr(betas)
     return _cumulative_product(np.float32(1) - betas)
@@ -298,8 +313,8 @@ def _linspace(start: float, end: float, count: int) -> NDArray[np.float32]:
         return np.array([first])
     step = np.float64((last - first) / np.float32(count - 1))
     index = np.arange(count)
-    values = np.where(index < count // 2, np.float64(first) + step * index, np.float64(last) - step * (count - 1 - index))
-    return values.astype(np.float32)
+    upwards, downwards = np.float64(first) + step * index, np.float64(last) - step * (count - 1 - index)
+    return np.where(index < count // 2, upwards, downwards).astype(np.float32)
 
 
 def _cumulative_product(values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -311,8 +326,10 @@ def _rescale_zero_terminal_snr(betas: NDArray[np.float32]) -> NDArray[np.float32
     """Betas whose last timestep holds no signal: arXiv 2305.08891, algorithm 1."""
     roots = np.sqrt(_cumulative_product(np.float32(1) - betas))
     first, last = roots[0], roots[-1]
-    if np.any(roots[:-1] <= last):
-        raise InvalidArgumentError("rescale_betas_zero_snr: the betas leave no signal long before the last timestep; use smaller ones")
+    if len(roots) < 2 or np.any(roots[:-1] <= last):
+        raise InvalidArgumentError(
+            "rescale_betas_zero_snr needs signal in every timestep but the last; use more timesteps or smaller betas"
+        )
     roots = (roots - last) * (first / (first - last))
     alphas_bar = roots * roots
     alphas = np.concatenate([alphas_bar[:1], alphas_bar[1:] / alphas_bar[:-1]])
@@ -334,13 +351,15 @@ class _Reader:
 
     def integer(self, key: str, default: int, low: int, high: int) -> int:
         value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value // 1 or not low <= value <= high:
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or value != value // 1 or not low <= value <= high:
             raise self._refuse(key, value, f"an integer from {low} to {high}")
         return int(value)
 
     def number(self, key: str, default: float, low: float, high: float) -> float:
         value = self._get(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high or math.isinf(value):
+        is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not is_number or not low <= value <= high or math.isinf(value):
             raise self._refuse(key, value, f"a number from {low} to {high}")
         return float(value)
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from mdrt import _core
 from mdrt.errors import InvalidArgumentError
 from mdrt.graph import Graph
 from mdrt.interpreter import Interpreter
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _DTYPES: dict[str, type[np.generic]] = {"fp32": np.float32, "int32": np.int32}
 
@@ -74,7 +77,7 @@ class Session:
     def __repr__(self) -> str:
         return f"Session({self.path!r}, {self.component!r})"
 
-    def __enter__(self) -> Session:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:

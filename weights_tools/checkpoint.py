@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import typing
 from collections.abc import Iterator, Mapping
@@ -197,27 +198,30 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def make_config(cls: type[Config], values: Mapping[str, Any], where: str) -> Config:
-    """A configuration dataclass from JSON values: integers >= 1, numbers, booleans, words, or lists of these.
+    """A configuration dataclass from JSON values: whole numbers from 0, numbers, booleans, words, or lists of these.
 
     Raises:
         ConversionError: a value of a wrong type.
     """
     hints = typing.get_type_hints(cls)
-    converted = {}
-    for key, value in values.items():
-        hint = hints[key]
-        element = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint
-        entries = value if typing.get_origin(hint) is tuple else [value]
-        if not isinstance(entries, (list, tuple)) or not all(_is_a(entry, element) for entry in entries):
-            kind = {int: "whole numbers from 0", float: "numbers", bool: "true or false", str: "words"}[element]
-            raise ConversionError(f"{where}: {key} is {value!r}; it must be of {kind}")
-        converted[key] = tuple(entries) if typing.get_origin(hint) is tuple else element(value)
-    return cls(**converted)
+    return cls(**{key: _convert_value(hints[key], value, f"{where}: {key}") for key, value in values.items()})
+
+
+def _convert_value(hint: Any, value: Any, where: str) -> Any:
+    element, *rest = typing.get_args(hint) or (hint,)
+    if value is None and type(None) in rest:
+        return None
+    is_list = typing.get_origin(hint) is tuple
+    entries = value if is_list else [value]
+    if not isinstance(entries, (list, tuple)) or not all(_is_a(entry, element) for entry in entries):
+        kind = {int: "whole numbers from 0", float: "finite numbers", bool: "true or false", str: "words"}[element]
+        raise ConversionError(f"{where} is {value!r}; it must be {'a list of ' if is_list else 'of '}{kind}")
+    return tuple(entries) if is_list else element(value)
 
 
 def _is_a(value: Any, element: type) -> bool:
     if element is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     if element is int:
         return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
     return isinstance(value, element)

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mdrt.errors import ConversionError, FileError, InvalidArgumentError
+from mdrt.errors import FileError, InvalidArgumentError
 from mdrt.graph import Graph, Weight
-from weights_tools.checkpoint import make_config
+from weights_tools.checkpoint import Config, make_config
+from weights_tools.components import check_graph
 from weights_tools.text_encoder import TextEncoderConfig, build_text_encoder
 from weights_tools.unet import UNetConfig, build_unet
 from weights_tools.vae import VaeConfig, build_vae_decoder, build_vae_encoder
@@ -86,8 +87,8 @@ def new(
     Args:
         output: the directory to make; it must not exist or be empty.
         preset: "mobilediffusion" or "mobilediffusion-lite".
-        settings: changed configuration values by `<component>.<key>`, such as `unet.block_out_channels`; components are
-            unet, vae, text_encoder, scheduler.
+        settings: changed configuration values by key, such as `block_out_channels` of the UNet, or by `<component>.<key>`:
+            `vae.latent_channels`, `text_encoder.hidden_size`, `scheduler.prediction_type`.
         tokenizer: a folder whose tokenizer is copied; None: a made-up byte-level vocabulary of 49,408 entries.
         dtype: "fp32" or "fp16", how weights are stored.
         seed: of the random numbers.
@@ -130,9 +131,10 @@ def _configs(preset: str, settings: Mapping[str, Any], tokenizer: Path | None) -
         configs["text_encoder"]["vocab_size"] = len(vocabulary.tokens)
         configs["text_encoder"]["max_position_embeddings"] = min(vocabulary.model_max_length, 4096)
     for key, value in settings.items():
-        component, _, name = key.partition(".")
+        component, _, name = key.rpartition(".")
+        component = component or "unet"
         if component not in configs or name not in configs[component] or name.startswith("_"):
-            raise InvalidArgumentError(f"there is no setting {key!r}; settings are such as unet.block_out_channels")
+            raise InvalidArgumentError(f"there is no setting {key!r}; settings are such as block_out_channels or vae.latent_channels")
         configs[component][name] = value
     count = len(configs["vae"]["block_out_channels"])
     configs["vae"] |= {"down_block_types": ["DownEncoderBlock2D"] * count, "up_block_types": ["UpDecoderBlock2D"] * count}
@@ -140,8 +142,10 @@ def _configs(preset: str, settings: Mapping[str, Any], tokenizer: Path | None) -
 
 
 def _graphs(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Graph]]:
-    def config(component: str, cls: type[Any]) -> Any:
-        fields = {f.name for f in dataclasses.fields(cls)}
+    """The graphs whose weights a component's file holds."""
+
+    def config(component: str, cls: type[Config]) -> Config:
+        fields = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
         values = {key: value for key, value in configs[component].items() if key in fields}
         return make_config(cls, values, f"{component} settings")
 
@@ -153,10 +157,7 @@ def _graphs(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Graph]]:
     }
     for component, graphs in components.items():
         for graph in graphs:
-            try:
-                graph.validate()
-            except InvalidArgumentError as error:
-                raise ConversionError(f"the {component} settings contradict each other: {error}") from error
+            check_graph(graph, component)
     return components
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mdrt.errors import ConversionError
 from mdrt.graph import Graph
 from weights_tools import layers
 
-_ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu"}
+# hidden_act: these are names of ops as well.
+_ACTIVATIONS = ("quick_gelu", "gelu")
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,14 @@ class TextEncoderConfig:
     max_position_embeddings: int = 77
     hidden_act: str = "quick_gelu"
     layer_norm_eps: float = 1e-5
+
+    def __post_init__(self) -> None:
+        sizes = (self.vocab_size, self.hidden_size, self.intermediate_size, self.max_position_embeddings)
+        if min(*sizes, self.num_hidden_layers, self.num_attention_heads) < 1:
+            raise ConversionError("text_encoder/config.json: sizes and counts must be at least 1")
+        if self.hidden_act not in _ACTIVATIONS:
+            words = " or ".join(_ACTIVATIONS)
+            raise ConversionError(f"text_encoder/config.json: hidden_act is {self.hidden_act!r}; it must be {words}")
 
 
 def build_text_encoder(config: TextEncoderConfig) -> Graph:
@@ -53,6 +63,6 @@ def _layer(graph: Graph, x: str, name: str, config: TextEncoderConfig) -> str:
     x = layers.add(graph, x, y, f"{name}.self_attn.residual")
     y = layers.layer_norm(graph, x, f"{name}.layer_norm2", size, config.layer_norm_eps)
     y = layers.linear(graph, y, f"{name}.mlp.fc1", size, config.intermediate_size)
-    y = graph.add(_ACTIVATIONS[config.hidden_act], [y], name=f"{name}.mlp.activation_fn")
+    y = graph.add(config.hidden_act, [y], name=f"{name}.mlp.activation_fn")
     y = layers.linear(graph, y, f"{name}.mlp.fc2", config.intermediate_size, size)
     return layers.add(graph, x, y, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mdrt.errors import ConversionError
 from mdrt.graph import Graph
 from weights_tools import layers
 
@@ -29,6 +30,33 @@ class UNetConfig:
     share_kv: bool = True
     attention_fn: str = "softmax"
     act_fn: str = "silu"
+
+    def __post_init__(self) -> None:
+        levels = len(self.block_out_channels)
+        for key in ("layers_per_block", "transformer_layers_per_block", "self_attention", "separable_conv"):
+            if len(getattr(self, key)) != levels or levels < 1:
+                raise _refuse(f"{key} has {len(getattr(self, key))} entries, block_out_channels {levels}")
+        if len(self.downsample) < levels - 1:
+            raise _refuse(f"downsample has {len(self.downsample)} entries; {levels - 1} are needed, one between two levels")
+        sizes = (self.in_channels, self.out_channels, self.sample_size, self.attention_head_dim, self.ff_mult)
+        if min(*sizes, *self.block_out_channels, *self.layers_per_block, self.norm_num_groups) < 1:
+            raise _refuse("channels, sizes and layers_per_block must be at least 1")
+        if self.block_out_channels[0] % 2:
+            raise _refuse(f"block_out_channels begins with {self.block_out_channels[0]}; the time embedding needs an even number")
+        transformers = [*self.transformer_layers_per_block, self.mid_transformer_layers]
+        for channels, depth in zip([*self.block_out_channels, self.block_out_channels[-1]], transformers, strict=True):
+            heads = channels // self.attention_head_dim
+            if depth and (heads < 1 or channels % heads):
+                raise _refuse(f"attention_head_dim {self.attention_head_dim} makes {heads} heads, which do not divide {channels} channels")
+            if depth and channels * self.ff_mult % 2:
+                raise _refuse(f"ff_mult {self.ff_mult} times {channels} channels is odd, so there are no two halves to gate")
+        for key, words in (("attention_fn", ("softmax", "relu")), ("act_fn", ("silu", "gelu"))):
+            if getattr(self, key) not in words:
+                raise _refuse(f"{key} is {getattr(self, key)!r}; it must be {' or '.join(words)}")
+
+
+def _refuse(what: str) -> ConversionError:
+    return ConversionError(f"unet/config.json: {what}")
 
 
 def build_unet(config: UNetConfig) -> Graph:

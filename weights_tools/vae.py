@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mdrt.errors import ConversionError
 from mdrt.graph import Graph
 from weights_tools import layers
 
@@ -12,7 +13,7 @@ _EPS = 1e-6
 
 @dataclass(frozen=True)
 class VaeConfig:
-    """The keys of vae/config.json that shape the networks; defaults are diffusers'."""
+    """The keys of vae/config.json that matter; defaults are diffusers'."""
 
     in_channels: int = 3
     out_channels: int = 3
@@ -23,6 +24,20 @@ class VaeConfig:
     mid_block_add_attention: bool = True
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
+    scaling_factor: float = 0.18215
+    shift_factor: float | None = None
+
+    def __post_init__(self) -> None:
+        sizes = (self.in_channels, self.out_channels, self.latent_channels, self.layers_per_block, self.norm_num_groups)
+        if not self.block_out_channels or min(*self.block_out_channels, *sizes) < 1:
+            raise ConversionError("vae/config.json: channels, groups and layers must be at least 1")
+        if self.scaling_factor <= 0:
+            raise ConversionError(f"vae/config.json: scaling_factor is {self.scaling_factor}; it must be above 0")
+
+    @property
+    def scale_factor(self) -> int:
+        """Pixels per latent cell, each way."""
+        return int(2 ** (len(self.block_out_channels) - 1))
 
 
 def build_vae_decoder(config: VaeConfig) -> Graph:

@@ -1,5 +1,5 @@
-// Argument reduction in two or three exact parts (Cody and Waite, "Software Manual for the Elementary Functions", 1980),
-// then Taylor series long enough that their remainder is below 2^-58 of the result. The build must pass
+// Argument reduction in two or three exact parts (Cody and Waite, "Software Manual for the Elementary Functions",
+// 1980), then Taylor series long enough that their remainder is below 2^-58 of the result. The build must pass
 // -ffp-contract=off: a fused multiply-add would change the last bit.
 #include "base/math64.h"
 
@@ -47,7 +47,7 @@ Reduced reduce(double x) {
   const int n = nearest(x * 0x1.45f306dc9c883p-1);   // 2/pi
   const double high = x - n * half_pi_high;
   const double middle = n * half_pi_middle;
-  // The subtraction's rounding error is recovered exactly (Knuth's two-sum), so that nothing is lost near multiples of pi/2.
+  // The subtraction's rounding error is recovered exactly (Knuth's two-sum): nothing is lost near multiples of pi/2.
   const double value = high - middle;
   const double back = high - value;
   const double error = (high - (value + back)) + (back - middle);

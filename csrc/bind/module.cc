@@ -28,15 +28,10 @@ Shape stored_shape(const std::string& kind, const std::string& format, const Sha
   return Shape(stored, stored + rank);
 }
 
-// Vectors and depthwise weights are fp32 in every format (docs/format.md).
-std::string stored_format(const std::string& kind, const std::string& format) {
-  return kind == "vector" || kind == "depthwise" ? "fp32" : format;
-}
-
 py::array pack(const std::string& kind, const std::string& format, const Floats& weight) {
   const Shape shape(weight.shape(), weight.shape() + weight.ndim());
   const Shape stored = stored_shape(kind, format, shape);
-  py::array packed(numpy_dtype(stored_format(kind, format)), std::vector<py::ssize_t>(stored.begin(), stored.end()));
+  py::array packed(numpy_dtype(format), std::vector<py::ssize_t>(stored.begin(), stored.end()));
   const float* source = weight.data();
   void* destination = packed.mutable_data();
   const size_t size_bytes = static_cast<size_t>(packed.nbytes());

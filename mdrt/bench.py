@@ -1,0 +1,142 @@
+"""How long the stages of a model take on this machine. Works on any bundle; the inputs are random."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+import time
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mdrt import _core, models
+from mdrt.errors import InvalidArgumentError
+
+STAGES = ("text_encoder", "unet", "vae_decoder")
+
+
+def run(
+    stage: str,
+    *,
+    model: str | None = None,
+    width: int | None = None,
+    height: int | None = None,
+    threads: int | None = None,
+    max_memory: int | None = None,
+    repeats: int = 5,
+) -> dict[str, Any]:
+    """Times each stage (or one) after a run to warm up: one prompt, one picture, no guidance.
+
+    Args:
+        stage: "all", "text_encoder", "unet" or "vae_decoder".
+        model: a bundle; None: the built-in model.
+        width, height: pixels; None: the model's own.
+        threads, max_memory: as in `Pipeline`.
+        repeats: timed runs; the median counts.
+
+    Returns:
+        For every stage seconds (median, minimum), GMAC and GMAC/s; the time to open, peak memory, ISA and threads.
+
+    Raises:
+        InvalidArgumentError: the bundle lacks the stage or a pipeline, or the size does not fit.
+    """
+    path = models.builtin_path() if model is None else model
+    begin = time.perf_counter()
+    opened = _core.Model(path, threads=threads or 0, max_memory=max_memory or 0)
+    open_seconds = time.perf_counter() - begin
+    document = json.loads(opened.metadata())
+    stages = [name for name in STAGES if name in document["components"]] if stage == "all" else [stage]
+    for name in stages:
+        if name not in document["components"]:
+            raise InvalidArgumentError(f"{path} has no component {name}; it has {', '.join(document['components'])}")
+    bindings = _bindings(document, width, height)
+    results: dict[str, Any] = {}
+    for name in stages:
+        graph = document["components"][name]
+        feeds = {entry["name"]: _random(entry, bindings) for entry in graph["inputs"]}
+        results[name] = _time(opened, name, feeds, [entry["name"] for entry in graph["outputs"]], repeats)
+    info = _core.build_info()
+    return {
+        "model": path,
+        "version": info["version"],
+        "isa": next((isa["name"] for isa in info["isas"] if isa["chosen"]), None),
+        "threads": threads or info["usable_cores"],
+        "compiler": info["compiler"],
+        "open_seconds": open_seconds,
+        "stages": results,
+        "peak_rss_bytes": _status_bytes("VmHWM"),
+        "anonymous_rss_bytes": _status_bytes("RssAnon"),
+    }
+
+
+def _bindings(document: dict[str, Any], width: int | None, height: int | None) -> dict[str, int]:
+    """Sizes of the graphs' symbols for one picture."""
+    pipeline = document.get("pipeline") or {"width": 64, "height": 64, "vae_scale_factor": 8}
+    factor = pipeline["vae_scale_factor"]
+    sizes = {"width": width or pipeline["width"], "height": height or pipeline["height"]}
+    for name, size in sizes.items():
+        if size % factor:
+            raise InvalidArgumentError(f"{name} {size} is not a multiple of {factor}")
+    length = (document.get("tokenizer") or {"model_max_length": 77})["model_max_length"]
+    return {name: size // factor for name, size in sizes.items()} | {"batch": 1, "length": length}
+
+
+def _random(entry: dict[str, Any], bindings: dict[str, int]) -> NDArray[Any]:
+    generator = np.random.default_rng(0)
+    shape = []
+    for dimension in entry["shape"]:
+        if isinstance(dimension, str) and dimension not in bindings:
+            raise InvalidArgumentError(f"input {entry['name']}: no size is known for the dimension {dimension!r}")
+        shape.append(bindings[dimension] if isinstance(dimension, str) else dimension)
+    if entry["dtype"] == "int32":
+        return np.zeros(shape, dtype=np.int32)
+    return generator.standard_normal(shape).astype(np.float32)
+
+
+def _time(
+    model: _core.Model, component: str, feeds: dict[str, NDArray[Any]], outputs: list[str], repeats: int
+) -> dict[str, Any]:
+    begin = time.perf_counter()
+    description = model.describe_plan(component, feeds)
+    plan_seconds = time.perf_counter() - begin
+    match = re.search(r"([\d.]+) GMAC", description)
+    gmac = float(match[1]) if match else 0.0
+    seconds = []
+    for _ in range(repeats + 1):
+        begin = time.perf_counter()
+        model.run(component, feeds, outputs)
+        seconds.append(time.perf_counter() - begin)
+    median = statistics.median(seconds[1:])
+    return {
+        "seconds": median,
+        "seconds_minimum": min(seconds[1:]),
+        "seconds_first": seconds[0],
+        "plan_seconds": plan_seconds,
+        "gmac": gmac,
+        "gmac_per_second": gmac / median,
+        "shapes": {name: list(array.shape) for name, array in feeds.items()},
+    }
+
+
+def _status_bytes(key: str) -> int | None:
+    """A line of /proc/self/status: VmHWM is the peak of this process, RssAnon its present anonymous memory."""
+    with open("/proc/self/status", encoding="ascii") as status:
+        for line in status:
+            if line.startswith(key + ":"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def text(results: dict[str, Any]) -> str:
+    """`run` for people."""
+    lines = [f"{results['model']}: isa {results['isa']}, {results['threads']} threads, opened in {results['open_seconds']:.3f} s"]
+    for name, stage in results["stages"].items():
+        lines.append(
+            f"  {name:<12} {stage['seconds']:9.4f} s  {stage['gmac']:9.3f} GMAC  {stage['gmac_per_second']:8.1f} GMAC/s"
+        )
+    for key, label in (("peak_rss_bytes", "peak memory (VmHWM)"), ("anonymous_rss_bytes", "anonymous memory (RssAnon)")):
+        if results[key] is not None:
+            lines.append(f"  {label}: {results[key] / 1e6:.0f} MB")
+    return "\n".join(lines)

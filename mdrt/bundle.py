@@ -1,0 +1,230 @@
+"""Writes bundles (docs/format.md), tensor by tensor. Reading them is csrc/bundle.cc's business alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mdrt.graph import Graph, Weight
+
+FORMAT = (1, 0)
+_ALIGNMENT = 64
+_HEADER_CRC = "header_crc32c"
+_DTYPES = {"float32": "F32", "float16": "F16", "int8": "I8", "int32": "I32", "uint8": "U8", "float64": "F64"}
+
+
+class LazyArray(Protocol):
+    """A weight in checkpoint layout that is read when it is needed."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]: ...
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    make: Callable[[], NDArray[Any]]
+
+    @property
+    def size_bytes(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+
+
+def write_bundle(
+    destination: str | os.PathLike[str] | None,
+    graphs: Mapping[str, Graph],
+    weights: Mapping[str, Mapping[str, LazyArray | NDArray[Any]]],
+    *,
+    formats: str | Callable[[str, Weight], str] = "fp32",
+    pipeline: Mapping[str, Any] | None = None,
+    schedules: Mapping[int, NDArray[np.float64]] | None = None,
+    tokenizer: Mapping[str, Any] | None = None,
+    vocabulary: bytes = b"",
+    merges: NDArray[np.int32] | None = None,
+    provenance: Mapping[str, str] | None = None,
+) -> NDArray[np.uint8] | None:
+    """Writes a bundle of format [1, 0].
+
+    Args:
+        destination: a path (replaced only when everything is written), or None for a bundle in memory.
+        graphs: the graph of each component.
+        weights: per component, each weight of its graph in checkpoint layout, converted to float32 one at a time.
+        formats: "fp32" or "fp16" for all panels and tables, or a function of component and weight that tells.
+        pipeline: the `pipeline` document without rows.
+        schedules: by number of steps, the rows (calls, 14) of each entry of `pipeline["schedules"]`.
+        tokenizer: the `tokenizer` document.
+        vocabulary: its tokens, each followed by a line feed.
+        merges: its merges (count, 2).
+        provenance: source, license, converter.
+
+    Returns:
+        The bytes, 64-byte aligned, when `destination` is None.
+
+    Raises:
+        InvalidArgumentError: a weight does not fit its graph or its format.
+        FileError: the file cannot be written; nothing half-written stays.
+    """
+    document: dict[str, Any] = {
+        "format": list(FORMAT),
+        "components": {name: graph.to_dict() for name, graph in graphs.items()},
+    }
+    if pipeline is not None:
+        document["pipeline"] = dict(pipeline)
+    if tokenizer is not None:
+        document["tokenizer"] = dict(tokenizer)
+    document["provenance"] = {"source": "", "license": "", "converter": "", **(provenance or {})}
+    tensors = list(_weight_tensors(graphs, weights, formats))
+    tensors += _schedule_tensors(schedules or {})
+    if tokenizer is not None:
+        tensors += _tokenizer_tensors(vocabulary, merges)
+    if destination is None:
+        return _write_memory(document, tensors)
+    _write_file(os.fspath(destination), document, tensors)
+    return None
+
+
+def _weight_tensors(
+    graphs: Mapping[str, Graph],
+    weights: Mapping[str, Mapping[str, LazyArray | NDArray[Any]]],
+    formats: str | Callable[[str, Weight], str],
+) -> Iterator[_Tensor]:
+    from mdrt import _core
+
+    for component, graph in graphs.items():
+        for weight in graph.weights.values():
+            format = "fp32"
+            if weight.kind in ("panel", "table"):
+                format = formats if isinstance(formats, str) else formats(component, weight)
+            shape = _core.stored_shape(weight.kind, format, weight.shape)
+            dtype = np.dtype(np.float16 if format == "fp16" else np.float32)
+            source = weights[component][weight.name]
+            yield _Tensor(f"{component}/{weight.name}", dtype, shape, _packer(source, weight, format))
+
+
+def _packer(source: LazyArray | NDArray[Any], weight: Weight, format: str) -> Callable[[], NDArray[Any]]:
+    def pack() -> NDArray[Any]:
+        from mdrt import _core
+
+        array = np.ascontiguousarray(np.asarray(source), dtype=np.float32)
+        return _core.pack(weight.kind, format, array.reshape(weight.shape))
+
+    return pack
+
+
+def _schedule_tensors(schedules: Mapping[int, NDArray[np.float64]]) -> Iterator[_Tensor]:
+    for steps, rows in schedules.items():
+        stored = np.zeros((len(rows), 16))
+        stored[:, : rows.shape[1]] = rows
+        yield _constant(f"schedules/{steps}", stored)
+
+
+def _tokenizer_tensors(vocabulary: bytes, merges: NDArray[np.int32] | None) -> Iterator[_Tensor]:
+    stored = np.zeros(_round_up(len(vocabulary), _ALIGNMENT), np.uint8)
+    stored[: len(vocabulary)] = np.frombuffer(vocabulary, np.uint8)
+    yield _constant("tokenizer/vocabulary", stored)
+    if merges is not None and len(merges):
+        pairs = np.zeros((_round_up(len(merges), 8), 2), np.int32)
+        pairs[: len(merges)] = merges
+        yield _constant("tokenizer/merges", pairs)
+
+
+def _constant(name: str, array: NDArray[Any]) -> _Tensor:
+    return _Tensor(name, array.dtype, array.shape, lambda: array)
+
+
+def _round_up(value: int, step: int) -> int:
+    return -(-value // step) * step
+
+
+def _header(document: Mapping[str, Any], tensors: Sequence[_Tensor], checksums: Mapping[str, str]) -> bytes:
+    document = {**document, "checksums": checksums}
+    entries: dict[str, Any] = {"__metadata__": {"mdrt": json.dumps(document, separators=(",", ":"))}}
+    entries[_HEADER_CRC] = {"dtype": "U8", "shape": [_ALIGNMENT], "data_offsets": [0, _ALIGNMENT]}
+    begin = _ALIGNMENT
+    for tensor in tensors:
+        end = begin + tensor.size_bytes
+        entries[tensor.name] = {
+            "dtype": _DTYPES[tensor.dtype.name],
+            "shape": list(tensor.shape),
+            "data_offsets": [begin, end],
+        }
+        begin = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-(len(text) + 8) % _ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _write_tensors(
+    document: Mapping[str, Any], tensors: Sequence[_Tensor], write_at: Callable[[int, memoryview], None]
+) -> None:
+    """Data first, then the header: a checksum has the same length whatever it says."""
+    from mdrt import _core
+
+    offset = len(_header(document, tensors, {tensor.name: "0" * 8 for tensor in tensors})) + _ALIGNMENT
+    checksums = {}
+    for tensor in tensors:
+        data = memoryview(np.ascontiguousarray(tensor.make()).reshape(-1)).cast("B")
+        assert len(data) == tensor.size_bytes, tensor.name
+        write_at(offset, data)
+        checksums[tensor.name] = f"{_core.crc32c(data):08x}"
+        offset += len(data)
+    header = _header(document, tensors, checksums)
+    seal = _core.crc32c(header).to_bytes(4, "little") + bytes(_ALIGNMENT - 4)
+    write_at(0, memoryview(header + seal))
+
+
+def _write_memory(document: Mapping[str, Any], tensors: Sequence[_Tensor]) -> NDArray[np.uint8]:
+    size = len(_header(document, tensors, {tensor.name: "0" * 8 for tensor in tensors})) + _ALIGNMENT
+    size += sum(tensor.size_bytes for tensor in tensors)
+    buffer = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -buffer.ctypes.data % _ALIGNMENT
+    aligned = buffer[start : start + size]
+
+    def write_at(offset: int, data: memoryview) -> None:
+        aligned[offset : offset + len(data)] = np.frombuffer(data, np.uint8)
+
+    _write_tensors(document, tensors, write_at)
+    return aligned
+
+
+def _write_file(path: str, document: Mapping[str, Any], tensors: Sequence[_Tensor]) -> None:
+    from mdrt.errors import FileError
+
+    folder, name = os.path.split(os.path.abspath(path))
+    try:
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
+    except OSError as error:
+        raise FileError(f"{path} cannot be written: {error.strerror}") from error
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+
+            def write_at(offset: int, data: memoryview) -> None:
+                file.seek(offset)
+                file.write(data)
+
+            _write_tensors(document, tensors, write_at)
+            file.flush()
+            os.fchmod(file.fileno(), 0o666 & ~_umask())
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        os.unlink(temporary)
+        if isinstance(error, OSError):
+            raise FileError(f"{path} cannot be written: {error.strerror}") from error
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

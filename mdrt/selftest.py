@@ -1,0 +1,114 @@
+"""Kernels against their references and pictures against stored ones, on this machine."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mdrt import _core
+from mdrt.graph import Graph, op_table
+from mdrt.interpreter import Interpreter
+from mdrt.ops import REFERENCES, Case
+
+# Two pictures that PyTorch made in float32 from the checkpoint of the built-in model: one step, and eight guided ones.
+GOLDEN = Path(__file__).parent / "models" / "golden.npz"
+MIN_PSNR = 60.0    # dB; the stored weights are halves, the arithmetic float32, so only rounding differs
+
+
+def run(*, threads: int | None = None) -> dict[str, Any]:
+    """Every kernel on every instruction set that this CPU executes, then the golden pictures of the built-in model.
+
+    Returns:
+        `passed`, `kernels` (per ISA and op: cases, failed cases, worst error as a share of the bound), `pictures` (PSNR).
+    """
+    isas = [isa["name"] for isa in _core.build_info()["isas"] if isa["usable"]]
+    kernels = [_kernel(op, isa, threads) for isa in isas for op in REFERENCES]
+    pictures = _pictures(threads)
+    passed = not any(kernel["failed"] for kernel in kernels) and all(p["passed"] for p in pictures)
+    return {"passed": passed, "kernels": kernels, "pictures": pictures}
+
+
+def _kernel(op: str, isa: str, threads: int | None) -> dict[str, Any]:
+    worst, failed = 0.0, 0
+    for number, case in enumerate(REFERENCES[op].cases):
+        share = _share_of_bound(op, case, number, isa, threads)
+        worst = max(worst, share)
+        failed += not share <= 1
+    return {"isa": isa, "op": op, "cases": len(REFERENCES[op].cases), "failed": failed, "worst": worst}
+
+
+def _share_of_bound(op: str, case: Case, number: int, isa: str, threads: int | None) -> float:
+    """The largest error of the native kernel, 1 being the bound of the op's reference."""
+    generator = np.random.default_rng(number)
+    attributes = dict(case.attributes)
+    arrays = [_array(slot, shape, attributes, generator) for slot, shape in zip(_slots(op, case), case.shapes, strict=True)]
+    graph, feeds, weights, names = Graph(), {}, {}, []
+    for index, (slot, array) in enumerate(zip(_slots(op, case), arrays, strict=True)):
+        name = f"{slot['name']}{index}"
+        names.append(name)
+        if "weight" in slot["kind"]:
+            weights[name] = array
+        else:
+            feeds[name] = array
+            graph.input(name, array.shape, "int32" if array.dtype == np.int32 else "fp32")
+    graph.output(graph.add(op, names, name="node", **attributes), "y")
+    result = Interpreter(graph, weights, threads=threads, isa=isa).run(feeds)["y"]
+    error = np.abs(result - REFERENCES[op](arrays, attributes))
+    bound = REFERENCES[op].bound(arrays, attributes)
+    if not np.isfinite(result).all():
+        return math.inf
+    return float(np.max(error / np.maximum(bound, np.finfo(np.float32).tiny)))
+
+
+def _slots(op: str, case: Case) -> list[dict[str, Any]]:
+    slots = op_table()[op]["inputs"]
+    return [slots[min(index, len(slots) - 1)] for index in range(len(case.shapes))]
+
+
+def _array(
+    slot: dict[str, Any], shape: tuple[int, ...], attributes: dict[str, Any], generator: np.random.Generator
+) -> NDArray[Any]:
+    if slot["name"] == "input_ids":
+        return generator.integers(0, attributes["num_embeddings"], shape).astype(np.int32)
+    if slot["name"] == "timestep":
+        return generator.uniform(0, 999, shape).astype(np.float32)
+    return generator.standard_normal(shape).astype(np.float32)
+
+
+def _pictures(threads: int | None) -> list[dict[str, Any]]:
+    from mdrt.pipeline import Pipeline
+
+    results = []
+    with np.load(GOLDEN) as golden, Pipeline(threads=threads) as pipe:
+        for number, prompt in enumerate(golden["prompts"]):
+            image = pipe(
+                str(prompt),
+                latents=golden["noise"][number : number + 1],
+                num_inference_steps=int(golden["num_inference_steps"][number]),
+                guidance_scale=float(golden["guidance_scale"][number]),
+            )
+            psnr = _psnr(np.asarray(image), golden["images"][number])
+            results.append({"prompt": str(prompt), "psnr": psnr, "passed": psnr >= MIN_PSNR})
+    return results
+
+
+def _psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
+    """Peak signal-to-noise ratio in dB, capped at 99 for equal pictures."""
+    error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
+    return 99.0 if error == 0 else min(99.0, 10 * math.log10(255**2 / error))
+
+
+def text(results: dict[str, Any]) -> str:
+    """`run` for people."""
+    lines = []
+    for kernel in results["kernels"]:
+        state = "FAILED" if kernel["failed"] else "ok"
+        lines.append(f"{kernel['isa']:<8} {kernel['op']:<20} {kernel['cases']:>3} cases  {kernel['worst']:6.3f} of bound  {state}")
+    for picture in results["pictures"]:
+        lines.append(f"{picture['psnr']:5.1f} dB  {picture['prompt']}  {'ok' if picture['passed'] else 'FAILED'}")
+    lines.append("passed" if results["passed"] else "FAILED")
+    return "\n".join(lines)
