@@ -30,9 +30,9 @@ void flatten(GemmArgs* g, bool per_image) {
 
 }  // namespace
 
-bool choose_blocks(GemmArgs* g, const TileInfo& tile) {
+bool choose_blocks(GemmArgs* g, const TileInfo& tile, bool per_image) {
   const bool plain = is_plain_product(*g);
-  if (plain) flatten(g, g->norm != nullptr || g->image_bias != nullptr);
+  if (plain) flatten(g, per_image);
   g->block_w = std::min(g->out_w, plain ? kBlockPixels : int64_t{16});
   g->block_h = std::min(g->out_h, kBlockPixels / g->block_w);
   g->blocks_x = divide_up(g->out_w, g->block_w);

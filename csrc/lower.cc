@@ -206,7 +206,7 @@ void Lowering::lower_gemm(const FusedNode& node) {
     g.image_bias_stride = place(node.image_bias).stride;
   }
   if (node.residual >= 0) use(&g.residual, node.residual);
-  const bool plain_product = choose_blocks(&g, kernels_.tile);
+  const bool plain_product = choose_blocks(&g, kernels_.tile, node.norm >= 0 || node.image_bias >= 0);
   // A residual is read where it is written. So is the input of a plain product whose tasks hold whole pixels.
   const bool whole_pixels = plain_product && g.panel_blocks == 1 && g.num_sources == 1;
   int32_t overwrite = whole_pixels ? node.inputs[0] : -1;

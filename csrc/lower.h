@@ -75,7 +75,8 @@ struct TimestepArgs {
 void timestep_embedding(const TimestepArgs* args, int64_t image, void* scratch);
 
 // Block sizes of a GEMM whose other fields are filled in; they depend on nothing but the layer and the register tile.
-// Returns whether it is a plain matrix product: no output pixel reads more than its own input pixel.
-bool choose_blocks(GemmArgs* args, const TileInfo& tile);
+// `per_image`: a norm or an image bias makes images differ. Returns whether it is a plain matrix product: no output
+// pixel reads more than its own input pixel.
+bool choose_blocks(GemmArgs* args, const TileInfo& tile, bool per_image);
 
 }  // namespace mdrt

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class Error(Exception):
     """Base of all errors of this package; its text is one sentence that says what is wrong and what to do."""
@@ -72,3 +75,14 @@ _BY_STATUS: dict[int, type[Error]] = {
 def from_status(status: int, message: str) -> Error:
     """The exception that belongs to an `mdrt_status` other than MDRT_OK."""
     return _BY_STATUS.get(status, InternalError)(message)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Turns the `KeyboardInterrupt` of Ctrl-C into `Interrupted`, a cancelled call."""
+    try:
+        yield
+    except Interrupted:
+        raise
+    except KeyboardInterrupt:
+        raise Interrupted("interrupted") from None

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdrt import _core, models
-from mdrt.errors import Cancelled, Interrupted, InvalidArgumentError
+from mdrt.errors import Cancelled, InvalidArgumentError, interruptible
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -176,7 +176,7 @@ class Pipeline:
             output_type=output_type,
         )
         image = None
-        with _interruptible(), closing(events):
+        with interruptible(), closing(events):
             for event in events:
                 image = event.image
                 if callback is not None and callback(event) is False and image is None:
@@ -260,7 +260,7 @@ class Pipeline:
     def _steps(self, model: _core.Model, request: _Request, output_type: OutputType) -> Iterator[tuple[Event, Any]]:
         """The events of one picture, the last one with the picture."""
         self._raise_if_cancelled()
-        with _interruptible():
+        with interruptible():
             job = _core.Job(
                 model,
                 request.prompt,
@@ -275,7 +275,7 @@ class Pipeline:
                 init_noise_sigma=request.init_noise_sigma,
                 latent_only=output_type == "latent",
             )
-        with _interruptible(), closing(job):
+        with interruptible(), closing(job):
             stage = ""
             while stage != "done":
                 self._raise_if_cancelled()
@@ -389,17 +389,6 @@ class Pipeline:
             logger.warning(
                 "the prompt has %d tokens with begin and end; the model reads %d, the rest is ignored", tokens, self._max_tokens
             )
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Ctrl-C is a cancelled call."""
-    try:
-        yield
-    except Interrupted:
-        raise
-    except KeyboardInterrupt:
-        raise Interrupted("interrupted") from None
 
 
 def _integer(name: str, value: Any, low: int, high: int) -> int | None:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdrt import _core
-from mdrt.errors import InvalidArgumentError
+from mdrt.errors import InvalidArgumentError, interruptible
 from mdrt.graph import Graph
 from mdrt.interpreter import Interpreter
 
@@ -115,7 +115,8 @@ class Session:
         if self._interpreter is not None:
             results = self._interpreter.run(feeds, names)
         else:
-            results = self._model.run(self.component, feeds, names)
+            with interruptible():
+                results = self._model.run(self.component, feeds, names)
         return {name: _to_nchw(array) for name, array in results.items()}
 
     def _feeds(self, inputs: Mapping[str, Any]) -> dict[str, NDArray[Any]]:

@@ -138,7 +138,7 @@ void test_gemm(const KernelTable& k, bool at_end) {
   g.activation = g.gated || coin() ? Activation::gelu : Activation::none;
   g.output = memory.view(pixels, out_channels, any_dtype());
   if (coin()) g.residual = memory.view(pixels, out_channels, any_dtype());
-  choose_blocks(&g, k.tile);
+  choose_blocks(&g, k.tile, g.norm || g.image_bias);
   run(k.gemm, g, g.batch * g.blocks_y * g.blocks_x * g.panel_blocks, k.gemm_scratch_bytes(&g), at_end);
 }
 
