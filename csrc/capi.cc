@@ -376,7 +376,7 @@ mdrt_status mdrt_get_output(mdrt_model* model, const char* component, int32_t in
       throw fail(MDRT_ERROR_ARGUMENT, "%s has no output %d; it has %zu", graph.name.c_str(), index, graph.outputs.size());
     }
     const size_t i = static_cast<size_t>(index);
-    describe(tensor, graph.outputs[i].name, DType::fp32, symbolic_output_shapes(graph)[i]);
+    describe(tensor, graph.outputs[i].name, DType::fp32, known_shapes(graph)[static_cast<size_t>(graph.outputs[i].value)]);
   });
 }
 

@@ -17,6 +17,12 @@
 namespace mdrt {
 namespace {
 
+#if defined(__clang__)
+constexpr const char* kCompiler = __VERSION__;
+#else
+constexpr const char* kCompiler = "GCC " __VERSION__;
+#endif
+
 std::string make_build_json() {
   std::string chosen;
   try {
@@ -24,7 +30,7 @@ std::string make_build_json() {
   } catch (const Error&) {
     // MDRT_ISA names one that does not run here: none is chosen, and opening a model says why.
   }
-  std::string text = std::string("{\"version\": \"") + mdrt_version() + "\", \"compiler\": \"" + __VERSION__ + "\", \"cpu_features\": \"" +
+  std::string text = std::string("{\"version\": \"") + mdrt_version() + "\", \"compiler\": \"" + kCompiler + "\", \"cpu_features\": \"" +
                      cpu_features() + "\", \"usable_cores\": " + std::to_string(usable_cores()) + ", \"isas\": [";
   for (const Isa& isa : compiled_isas()) {
     if (text.back() != '[') text += ", ";

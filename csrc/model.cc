@@ -84,41 +84,4 @@ std::vector<Feed> order_feeds(const Graph& graph, const std::map<std::string, Fe
   return feeds;
 }
 
-namespace {
-
-std::vector<Shape> output_shapes_for(const Graph& graph, int64_t symbol_size) {
-  std::vector<Shape> inputs;
-  for (const GraphInput& input : graph.inputs) {
-    Shape shape;
-    for (const Dimension& dimension : input.shape) shape.push_back(dimension.size > 0 ? dimension.size : symbol_size);
-    inputs.push_back(std::move(shape));
-  }
-  const std::vector<Shape> values = infer_shapes(graph, inputs);
-  std::vector<Shape> outputs;
-  for (const GraphOutput& output : graph.outputs) outputs.push_back(values[static_cast<size_t>(output.value)]);
-  return outputs;
-}
-
-}  // namespace
-
-// A dimension that is equal for two different bindings of all symbols does not depend on them. Large bindings come first
-// because strides may map small sizes to the same one; a text encoder may be too short for them.
-std::vector<Shape> symbolic_output_shapes(const Graph& graph) {
-  for (int64_t size = 32; size > 1; size /= 2) {
-    try {
-      std::vector<Shape> outputs = output_shapes_for(graph, size);
-      const std::vector<Shape> halved = output_shapes_for(graph, size / 2);
-      for (size_t i = 0; i < outputs.size(); ++i) {
-        for (size_t d = 0; d < outputs[i].size(); ++d) {
-          if (outputs[i][d] != halved[i][d]) outputs[i][d] = 0;
-        }
-      }
-      return outputs;
-    } catch (const Error&) {
-      if (size == 2) throw;
-    }
-  }
-  return {};
-}
-
 }  // namespace mdrt

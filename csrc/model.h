@@ -62,7 +62,4 @@ double run_slice(Executor& executor, int64_t limit_macs, const std::atomic<bool>
 // Throws Error(MDRT_ERROR_ARGUMENT).
 std::vector<Feed> order_feeds(const Graph& graph, const std::map<std::string, Feed>& by_name);
 
-// Shape of each output of a graph; a dimension that depends on a symbol is 0.
-std::vector<Shape> symbolic_output_shapes(const Graph& graph);
-
 }  // namespace mdrt

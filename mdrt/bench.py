@@ -80,19 +80,24 @@ def _bindings(document: dict[str, Any], width: int | None, height: int | None) -
         if size % factor:
             raise InvalidArgumentError(f"{name} {size} is not a multiple of {factor}")
     length = (document.get("tokenizer") or {"model_max_length": 77})["model_max_length"]
-    return {name: size // factor for name, size in sizes.items()} | {"batch": 1, "length": length}
+    return {**{name: size // factor for name, size in sizes.items()}, "batch": 1, "length": length}
+
+
+def _size(entry: dict[str, Any], dimension: int | str, bindings: dict[str, int]) -> int:
+    """Symbols are called `batch`, and `height`, `width` and `length` with or without a word in front."""
+    if isinstance(dimension, int):
+        return dimension
+    size = bindings.get(dimension.rpartition("_")[2])
+    if size is None:
+        raise InvalidArgumentError(f"input {entry['name']}: no size is known for the dimension {dimension!r}")
+    return size
 
 
 def _random(entry: dict[str, Any], bindings: dict[str, int]) -> NDArray[Any]:
-    generator = np.random.default_rng(0)
-    shape = []
-    for dimension in entry["shape"]:
-        if isinstance(dimension, str) and dimension not in bindings:
-            raise InvalidArgumentError(f"input {entry['name']}: no size is known for the dimension {dimension!r}")
-        shape.append(bindings[dimension] if isinstance(dimension, str) else dimension)
+    shape = [_size(entry, dimension, bindings) for dimension in entry["shape"]]
     if entry["dtype"] == "int32":
         return np.zeros(shape, dtype=np.int32)
-    return generator.standard_normal(shape).astype(np.float32)
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
 
 def _time(

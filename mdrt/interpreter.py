@@ -8,11 +8,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mdrt.errors import InvalidArgumentError
+from mdrt import _core
+from mdrt.bundle import LazyArray, write_bundle
+from mdrt.errors import InvalidArgumentError, interruptible
+from mdrt.formats import check_format, stored_values
 from mdrt.graph import Graph, Input
 from mdrt.ops import REFERENCES
 
+Weights = Mapping[str, NDArray[Any]] | Mapping[str, LazyArray]
+
 _DTYPES: dict[str, type[np.generic]] = {"fp32": np.float32, "int32": np.int32}
+_COMPONENT = "graph"
 
 
 class Interpreter:
@@ -25,34 +31,44 @@ class Interpreter:
         backend: "native" or "reference".
         threads: threads of the native backend; None: MDRT_THREADS, else the physical cores.
         format: "fp32", or "fp16": panels and tables are stored as halves.
+        isa: instruction set of the native backend, as `mdrt info` lists them; None: MDRT_ISA, else the best.
+        fuse: False: the native backend runs every node by itself.
 
     Raises:
-        InvalidArgumentError: an unknown backend or format, or a missing, surplus or misshapen weight.
+        InvalidArgumentError: an invalid graph, an unknown backend, format or instruction set, or a missing, surplus or
+            misshapen weight.
     """
 
     def __init__(
         self,
         graph: Graph,
-        weights: Mapping[str, NDArray[Any]],
+        weights: Weights,
         backend: str = "native",
         threads: int | None = None,
         format: str = "fp32",
+        *,
+        isa: str | None = None,
+        fuse: bool = True,
     ) -> None:
         if backend not in ("native", "reference"):
             raise InvalidArgumentError(f"backend {backend!r} is not one of native, reference")
-        if format not in ("fp32", "fp16"):
-            raise InvalidArgumentError(f"format {format!r} is not one of fp32, fp16")
+        check_format(format)
         _check_weights(graph, weights)
+        graph.validate()
         self.graph = graph
+        self.backend = backend
         self._weights = weights
         self._format = format
+        self._model = _native_model(graph, weights, format, threads) if backend == "native" else None
+        if self._model is not None and (isa is not None or not fuse):
+            self._model.set_plan_options(isa or "", fuse)
 
     def run(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None) -> dict[str, NDArray[np.float32]]:
         """Computes values of the graph.
 
         Args:
             feeds: an array for every input, channels last, of its dtype (float32 or int32).
-            outputs: names of outputs, nodes or inputs; None: the graph's outputs.
+            outputs: names of outputs or nodes; None: the graph's outputs.
 
         Returns:
             float32 arrays by name, channels last.
@@ -62,11 +78,15 @@ class Interpreter:
         """
         values = self._checked_feeds(feeds)
         names = {name: self.graph.outputs.get(name, name) for name in (self.graph.outputs if outputs is None else outputs)}
-        known = set(values) | {node.name for node in self.graph.nodes}
+        known = {node.name for node in self.graph.nodes}
         unknown = [name for name, value in names.items() if value not in known]
         if unknown:
             raise InvalidArgumentError(f"there is no value {unknown[0]!r} in this graph")
-        return self._run_reference(values, names)
+        if self._model is None:
+            return self._run_reference(values, names)
+        with interruptible():
+            results = self._model.run(_COMPONENT, values, list(dict.fromkeys(names.values())))
+        return {name: results[value] for name, value in names.items()}
 
     def _run_reference(self, values: dict[str, NDArray[Any]], names: Mapping[str, str]) -> dict[str, NDArray[np.float32]]:
         last_use = {value: index for index, node in enumerate(self.graph.nodes) for value in node.inputs}
@@ -81,12 +101,8 @@ class Interpreter:
                 break
         return {name: values[value].astype(np.float32) for name, value in names.items()}
 
-    def _weight(self, name: str) -> NDArray[Any]:
-        """The weight's values as the format stores them."""
-        array = np.asarray(self._weights[name], dtype=np.float32)
-        if self._format == "fp16" and self.graph.weights[name].kind in ("panel", "table"):
-            array = array.astype(np.float16)
-        return array
+    def _weight(self, name: str) -> NDArray[np.float32]:
+        return stored_values(self._format, self.graph.weights[name], np.asarray(self._weights[name]))
 
     def _checked_feeds(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         names = [entry.name for entry in self.graph.inputs]
@@ -104,6 +120,12 @@ class Interpreter:
         return values
 
 
+def _native_model(graph: Graph, weights: Weights, format: str, threads: int | None) -> _core.Model:
+    buffer = write_bundle(None, {_COMPONENT: graph}, {_COMPONENT: weights}, formats=format)
+    assert buffer is not None
+    return _core.Model.from_buffer(buffer, threads=threads or 0)
+
+
 def _check_shape(entry: Input, shape: tuple[int, ...], symbols: dict[str, int]) -> None:
     fits = len(shape) == len(entry.shape)
     for size, dimension in zip(shape, entry.shape, strict=False):
@@ -114,10 +136,13 @@ def _check_shape(entry: Input, shape: tuple[int, ...], symbols: dict[str, int]) 
         raise InvalidArgumentError(f"input {entry.name}: the shape is {list(shape)}, not [{expected}]")
 
 
-def _check_weights(graph: Graph, weights: Mapping[str, NDArray[Any]]) -> None:
+def _check_weights(graph: Graph, weights: Weights) -> None:
     for name in weights:
         if name not in graph.weights:
             raise InvalidArgumentError(f"weight {name} is not used by the graph")
-    for name in graph.weights:
+    for name, weight in graph.weights.items():
         if name not in weights:
             raise InvalidArgumentError(f"weight {name} is missing")
+        shape = tuple(weights[name].shape)
+        if shape != weight.shape:
+            raise InvalidArgumentError(f"weight {name}: the shape is {list(shape)}, not {list(weight.shape)}")

@@ -26,13 +26,14 @@ def run(*, threads: int | None = None) -> dict[str, Any]:
         `passed`, `kernels` (per ISA and op: cases, failed cases, worst error as a share of the bound), `pictures` (PSNR).
     """
     isas = [isa["name"] for isa in _core.build_info()["isas"] if isa["usable"]]
-    kernels = [_kernel(op, isa, threads) for isa in isas for op in REFERENCES]
+    kernels = [check_kernel(op, isa, threads) for isa in isas for op in REFERENCES]
     pictures = _pictures(threads)
     passed = not any(kernel["failed"] for kernel in kernels) and all(p["passed"] for p in pictures)
     return {"passed": passed, "kernels": kernels, "pictures": pictures}
 
 
-def _kernel(op: str, isa: str, threads: int | None) -> dict[str, Any]:
+def check_kernel(op: str, isa: str, threads: int | None = None) -> dict[str, Any]:
+    """Runs all test cases of one op; `failed` of `cases`, `worst` error as a share of the bound that its reference states."""
     worst, failed = 0.0, 0
     for number, case in enumerate(REFERENCES[op].cases):
         share = _share_of_bound(op, case, number, isa, threads)

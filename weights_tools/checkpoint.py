@@ -8,6 +8,7 @@ import math
 import os
 import typing
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -124,8 +125,20 @@ class TensorFiles:
                 self._entries[name] = (file, entry["dtype"], tuple(entry["shape"]), offset)
 
 
-class CheckpointWeights(Mapping[str, NDArray[np.float32]]):
-    """The weights of `graph` by their names there, read from the checkpoint when asked for.
+@dataclass(frozen=True)
+class LazyTensor:
+    """A weight in the shape the graph demands, read whenever it is made an array, and not kept."""
+
+    files: TensorFiles
+    source: str
+    shape: tuple[int, ...]
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return self.files.read(self.source).reshape(self.shape).astype(dtype or np.float32, copy=False)
+
+
+class CheckpointWeights(Mapping[str, LazyTensor]):
+    """The weights of `graph` by their names there.
 
     Every tensor whose name starts with `prefixes` must be used, every weight be there in the shape the graph demands;
     a 1x1 convolution's weight may stand for a matrix. The prefix `text_model.` and the attention names of old
@@ -152,8 +165,8 @@ class CheckpointWeights(Mapping[str, NDArray[np.float32]]):
     def __len__(self) -> int:
         return len(self._graph.weights)
 
-    def __getitem__(self, name: str) -> NDArray[np.float32]:
-        return self._files.read(self._sources[name]).reshape(self._graph.weights[name].shape)
+    def __getitem__(self, name: str) -> LazyTensor:
+        return LazyTensor(self._files, self._sources[name], self._graph.weights[name].shape)
 
     def _source(self, name: str) -> str:
         spellings = [name, f"text_model.{name}"]

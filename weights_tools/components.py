@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
 
 from mdrt.errors import ConversionError, Error
 from mdrt.graph import Graph
@@ -46,10 +42,10 @@ _VAE_BLOCKS = {"down_block_types": "DownEncoderBlock2D", "up_block_types": "UpDe
 
 @dataclass(frozen=True)
 class Network:
-    """One component: its graph, and its weights in float32 by name, read when asked for."""
+    """One component: its graph and its weights."""
 
     graph: Graph
-    weights: Mapping[str, NDArray[np.float32]]
+    weights: CheckpointWeights
 
 
 @dataclass(frozen=True)
