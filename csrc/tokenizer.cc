@@ -1,7 +1,7 @@
 // Byte-level BPE as CLIP uses it: Sennrich et al., "Neural Machine Translation of Rare Words with Subword Units", 2016;
 // Radford et al., "Language Models are Unsupervised Multitask Learners", 2019.
 //
-// Text -> special tokens are cut out -> NFC -> lower case -> words -> bytes, one symbol each -> merges, best rank first.
+// Text -> special tokens are cut out -> NFC -> lower case -> words -> bytes, one symbol each -> merges, best rank first
 #include "tokenizer.h"
 
 #include <algorithm>
@@ -35,7 +35,7 @@ size_t table_size(size_t count) {
 }
 
 [[noreturn]] void fail_collisions(const char* what) {
-  throw fail(MDRT_ERROR_BUNDLE, "tokenizer: the %s cannot be indexed, too many hashes are equal; convert it again", what);
+  throw fail(MDRT_ERROR_BUNDLE, "tokenizer: the %s cannot be indexed, too many hashes agree; convert it again", what);
 }
 
 // A polynomial hash: that of a concatenation follows from those of its parts.
@@ -59,7 +59,7 @@ class Vocabulary {
  public:
   explicit Vocabulary(const TokenizerInfo& info) {
     if (!info.vocabulary || info.vocab_size < 1 || info.vocab_size > info.vocabulary_bytes) {
-      throw fail(MDRT_ERROR_BUNDLE, "tokenizer: vocab_size is %d in %lld bytes of vocabulary; a token takes 2 or more bytes",
+      throw fail(MDRT_ERROR_BUNDLE, "tokenizer: vocab_size is %d for a vocabulary of %lld bytes; a token takes 2 bytes",
                  info.vocab_size, static_cast<long long>(info.vocabulary_bytes));
     }
     read_tokens(info);
@@ -145,7 +145,7 @@ class MergeTable {
       }
       const int32_t merged = vocabulary.find_concatenation(a, b);
       if (merged < 0) {
-        throw fail(MDRT_ERROR_BUNDLE, "tokenizer: merge %d joins %d and %d to a token that is not in the vocabulary", rank,
+        throw fail(MDRT_ERROR_BUNDLE, "tokenizer: merge %d joins %d and %d, but their text is not in the vocabulary", rank,
                    a, b);
       }
       const uint64_t pair = key(a, b);
@@ -250,7 +250,7 @@ Tokenizer::Impl::Impl(const TokenizerInfo& info, const Vocabulary& vocabulary)
     }
     const std::string_view token = vocabulary.token(id);
     if (token.size() > max_special_bytes) {
-      throw fail(MDRT_ERROR_BUNDLE, "tokenizer: token %d (%s_token_id) has %zu bytes; a special token has at most %zu", id,
+      throw fail(MDRT_ERROR_BUNDLE, "tokenizer: token %d (%s_token_id) has %zu bytes; at most %zu are allowed", id,
                  name, token.size(), max_special_bytes);
     }
     specials.push_back({std::string(token), id});

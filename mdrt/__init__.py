@@ -63,6 +63,12 @@ __all__ = [
     "schedulers",
 ]
 
+if importlib.util.find_spec("mdrt._core") is None:
+    raise ImportError(
+        f"the compiled part of mdrt is missing in {Path(__file__).parent}: run `pip install .` in the clone and start Python "
+        "in another folder, or run `pip install -e .`"
+    )
+
 # Imported on first use: `import mdrt` costs no numpy. A name without a module is a module itself.
 _LAZY = {
     "Event": "pipeline",
@@ -100,11 +106,10 @@ def get_include() -> str:
 
 
 def _installed(folder: str, name: str) -> Path:
+    # An editable installation keeps the compiled part elsewhere.
     spec = importlib.util.find_spec("mdrt._core")
-    homes = [Path(__file__).parent]
-    if spec is not None and spec.origin is not None:
-        homes.append(Path(spec.origin).parent)
+    homes = [Path(__file__).parent, *([Path(spec.origin).parent] if spec and spec.origin else [])]
     for home in homes:
-        for path in sorted((home / folder).glob(name + "*")) or sorted(home.glob(name + "*")):
-            return path
-    raise FileError(f"{name} is not installed beside mdrt ({homes[-1]}); install mdrt again with `pip install .`")
+        if (home / folder / name).is_file():
+            return home / folder / name
+    raise FileError(f"{folder}/{name} is not installed beside mdrt in {homes[-1]}; install mdrt again")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from mdrt.files import replacing
 from mdrt.graph import Graph, Weight
 
 FORMAT = (1, 0)
@@ -72,7 +72,7 @@ def write_bundle(
 
     Raises:
         InvalidArgumentError: a weight does not fit its graph or its format.
-        FileError: the file cannot be written; nothing half-written stays.
+        WriteError: the file cannot be written; nothing half-written stays.
     """
     document: dict[str, Any] = {
         "format": list(FORMAT),
@@ -198,33 +198,10 @@ def _write_memory(document: Mapping[str, Any], tensors: Sequence[_Tensor]) -> ND
 
 
 def _write_file(path: str, document: Mapping[str, Any], tensors: Sequence[_Tensor]) -> None:
-    from mdrt.errors import FileError
+    with replacing(path) as file:
 
-    folder, name = os.path.split(os.path.abspath(path))
-    try:
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{name}.", dir=folder)
-    except OSError as error:
-        raise FileError(f"{path} cannot be written: {error.strerror}") from error
-    try:
-        with os.fdopen(descriptor, "wb") as file:
+        def write_at(offset: int, data: memoryview) -> None:
+            file.seek(offset)
+            file.write(data)
 
-            def write_at(offset: int, data: memoryview) -> None:
-                file.seek(offset)
-                file.write(data)
-
-            _write_tensors(document, tensors, write_at)
-            file.flush()
-            os.fchmod(file.fileno(), 0o666 & ~_umask())
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        os.unlink(temporary)
-        if isinstance(error, OSError):
-            raise FileError(f"{path} cannot be written: {error.strerror}") from error
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+        _write_tensors(document, tensors, write_at)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from os import PathLike
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from mdrt.errors import FileError, InvalidArgumentError, WriteError
+from mdrt.files import replacing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -59,37 +58,15 @@ def write(image: Image, target: str | PathLike[str] | BinaryIO) -> None:
         target.flush()
         return
     path = os.fspath(target)
+    if not os.path.exists(path) or os.path.isfile(path):
+        with replacing(path) as file:
+            image.save(file, "PNG", pnginfo=entries)
+        return
     try:
-        if os.path.exists(path) and not os.path.isfile(path):    # a device or pipe must not be replaced
-            with open(path, "wb") as file:
-                image.save(file, "PNG", pnginfo=entries)
-            return
-        with _replacing(path) as file:
+        with open(path, "wb") as file:    # a device or a pipe, which must not be replaced
             image.save(file, "PNG", pnginfo=entries)
     except OSError as error:
         raise WriteError(f"cannot write {path}: {error.strerror or error}") from error
-
-
-@contextmanager
-def _replacing(path: str) -> Iterator[BinaryIO]:
-    """A file that becomes `path` when it is complete and on the disk, and vanishes otherwise."""
-    folder = os.path.dirname(path) or "."
-    temporary = os.path.join(folder, f".mdrt-{secrets.token_hex(8)}.tmp")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    folder_descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder_descriptor)
-    finally:
-        os.close(folder_descriptor)
 
 
 def read(path: str | PathLike[str]) -> dict[str, Any]:

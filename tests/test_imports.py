@@ -1,6 +1,9 @@
 """Imports run one way (docs/architecture.md)."""
 
 import ast
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,8 +12,8 @@ ROOT = Path(__file__).parent.parent
 # A module may import those further left only; those of one group do not know each other.
 GROUPS = [
     "errors",
-    "graph schedulers models png",
-    "ops formats",
+    "files graph schedulers models",
+    "ops formats png",
     "bundle",
     "interpreter",
     "session kernels",
@@ -57,3 +60,10 @@ def test_imports_run_one_way(path):
 
 def test_no_module_for_everything():
     assert not {path.stem for path in FILES} & {"utils", "helpers", "common", "manager"}
+
+
+def test_without_the_compiled_part(tmp_path):
+    shutil.copytree(ROOT / "mdrt", tmp_path / "mdrt", ignore=shutil.ignore_patterns("*.so", "*.mdrt", "__pycache__"))
+    code = "try:\n import mdrt\nexcept ImportError as error:\n print(error)"
+    result = subprocess.run([sys.executable, "-S", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "the compiled part of mdrt is missing" in result.stdout and "pip install ." in result.stdout

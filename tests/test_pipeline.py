@@ -274,6 +274,46 @@ def test_fork(pipe, tiger):
     assert child.exitcode == 0
 
 
+def _refused_in_child(pipe, session, queue):
+    for call in (lambda: pipe(PROMPT), lambda: session.run(latent_sample=np.zeros((1, 8, 2, 2), np.float32))):
+        try:
+            call()
+            queue.put("done")
+        except mdrt.Error as error:
+            queue.put(str(error))
+
+
+def test_fork_while_in_use(pipe, tiger):
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    session = mdrt.Session(pipe.path, "vae_decoder")
+    stop = threading.Event()
+
+    def decode():
+        while not stop.is_set():
+            session.run(latent_sample=np.zeros((4, 8, 16, 16), np.float32))
+
+    def generate():
+        with pytest.raises(mdrt.Cancelled):
+            pipe([PROMPT] * 1000, num_inference_steps=20)
+
+    threads = [threading.Thread(target=decode), threading.Thread(target=generate)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.1)
+    child = context.Process(target=_refused_in_child, args=(pipe, session, queue))
+    child.start()
+    assert "forked" in queue.get(timeout=20)
+    assert "forked" in queue.get(timeout=20)
+    child.join(timeout=20)
+    assert child.exitcode == 0
+    stop.set()
+    pipe.cancel()
+    for thread in threads:
+        thread.join()
+    assert np.array_equal(np.asarray(pipe(PROMPT, seed=1)), tiger)
+
+
 def test_close():
     with mdrt.Pipeline() as closing:
         pass

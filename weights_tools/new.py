@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mdrt.errors import FileError, InvalidArgumentError
+from mdrt.errors import FileError, InvalidArgumentError, WriteError
 from mdrt.graph import Graph, Weight
 from weights_tools.checkpoint import Config, make_config
 from weights_tools.components import check_graph
@@ -114,7 +114,7 @@ def new(
                 weights = {name: weight for graph in graphs for name, weight in graph.weights.items()}
                 _write_weights(folder / component / f"{stem}.safetensors", weights, dtype, generator)
     except OSError as error:
-        raise FileError(f"{output} cannot be written: {error.strerror or error}") from error
+        raise WriteError(f"cannot write {output}: {error.strerror or error}") from error
 
 
 def _configs(preset: str, settings: Mapping[str, Any], tokenizer: Path | None) -> dict[str, dict[str, Any]]:

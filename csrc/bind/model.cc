@@ -1,5 +1,7 @@
 #include "bind/model.h"
 
+#include <unistd.h>
+
 #include <cstring>
 #include <limits>
 
@@ -104,8 +106,10 @@ py::dtype numpy_dtype(const std::string& name) {
   return py::dtype(name);
 }
 
+bool Handle::is_abandoned() const { return owner.load() != 0 && process.load() != getpid(); }
+
 Handle::~Handle() {
-  if (model) mdrt_close(model);
+  if (model && !is_abandoned()) mdrt_close(model);
 }
 
 template <typename Call>
@@ -114,11 +118,15 @@ void run_unlocked(const HandlePointer& handle, Call call) {
   if (handle->owner.load() == thread) {
     raise_status(MDRT_ERROR_STATE, "this model is in use by the same thread: a signal handler or callback cannot call it");
   }
+  if (handle->is_abandoned()) {
+    raise_status(MDRT_ERROR_STATE, "this process was forked while another thread used the model; open it again here");
+  }
   mdrt_status status;
   std::string message;
   {
     py::gil_scoped_release release;
     std::lock_guard<std::mutex> lock(handle->mutex);
+    handle->process.store(getpid());
     handle->owner.store(thread);
     status = call();
     if (status != MDRT_OK) message = mdrt_error_message(handle->model);
@@ -383,7 +391,7 @@ py::array Job::latents() {
 }
 
 void Job::close() {
-  if (!job_) return;
+  if (!job_ || handle_->is_abandoned()) return;
   mdrt_job* ended = job_;
   job_ = nullptr;
   py::gil_scoped_release release;

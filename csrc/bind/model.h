@@ -27,8 +27,11 @@ struct Handle {
   mdrt_model* model = nullptr;
   std::mutex mutex;
   std::atomic<unsigned long> owner{0};    // Python's identifier of the thread that holds the mutex
+  std::atomic<int> process{0};            // and its process
   py::object buffer;                      // the memory of a bundle that was not opened from a file
   ~Handle();
+  // The thread that holds the mutex was left behind by fork(): it will never be free in this process.
+  bool is_abandoned() const;
 };
 using HandlePointer = std::shared_ptr<Handle>;
 
