@@ -5,7 +5,7 @@
 #include <limits>
 #include <utility>
 
-#include "base/checked.h"
+#include "component.h"
 
 #ifndef MDRT_VERSION
 #define MDRT_VERSION "0.0.0"
@@ -15,12 +15,6 @@ namespace mdrt {
 namespace {
 
 constexpr int kMaxThreads = 1024;
-
-template <class T>
-T& required(T* pointer, const char* name) {
-  if (!pointer) throw fail(MDRT_ERROR_ARGUMENT, "%s is NULL", name);
-  return *pointer;
-}
 
 mdrt_status open_model(const mdrt_options* options, mdrt_model** model, char* errbuf, size_t errbuf_size,
                        std::unique_ptr<Bundle> (*open)(const void*, size_t), const void* source, size_t size_bytes) {
@@ -47,23 +41,6 @@ mdrt_status open_model(const mdrt_options* options, mdrt_model** model, char* er
   });
 }
 
-int64_t element_count(const int64_t* shape, int32_t rank) {
-  int64_t count = 1;
-  for (int32_t i = 0; i < rank; ++i) count = checked_mul(count, shape[i]);
-  return count;
-}
-
-// A value by the name of an output or, failing that, of any input or node.
-int32_t find_value(const Graph& graph, const char* name) {
-  for (const GraphOutput& output : graph.outputs) {
-    if (output.name == name) return output.value;
-  }
-  for (int32_t value = 0; value < graph.value_count(); ++value) {
-    if (!graph.is_weight(value) && graph.value_name(value) == name) return value;
-  }
-  throw fail(MDRT_ERROR_ARGUMENT, "%s has no output or inner value called %.256s", graph.name.c_str(), name);
-}
-
 void describe(mdrt_tensor* tensor, const std::string& name, DType dtype, const Shape& shape) {
   *tensor = {};
   tensor->name = name.c_str();
@@ -77,87 +54,9 @@ void refuse_beside_job(const Handle& handle) {
   throw Error(MDRT_ERROR_STATE, "a job of this model is unfinished; advance it to its end or call mdrt_end first");
 }
 
-struct WantedOutput {
-  mdrt_tensor* tensor;
-  int32_t value;
-  const Shape* shape;
-};
-
-// A graph input asked for as an output: the executor does not keep it, the caller's array has it.
-void copy_feed(const GraphInput& input, const Feed& feed, int64_t count, float* out) {
-  if (input.dtype == DType::fp32) {
-    std::copy_n(static_cast<const float*>(feed.data), count, out);
-  } else {
-    const int32_t* ids = static_cast<const int32_t*>(feed.data);
-    for (int64_t i = 0; i < count; ++i) out[i] = static_cast<float>(ids[i]);
-  }
-}
-
-void run_component(Handle& handle, const std::string& component, const mdrt_tensor* inputs, int32_t num_inputs, mdrt_tensor* outputs,
-                   int32_t num_outputs) {
-  Model& model = *handle.model;
-  const Graph& graph = model.graph(component);
-  if (num_outputs < 1) throw Error(MDRT_ERROR_ARGUMENT, "no output is asked for; name at least one");
-  required(outputs, "outputs");
-  bool need_data = false;
-  std::vector<WantedOutput> wanted;
-  std::vector<int32_t> values;          // to be kept by the executor
-  for (int32_t i = 0; i < num_outputs; ++i) {
-    const int32_t value = find_value(graph, &required(outputs[i].name, "the name of an output"));
-    if (outputs[i].data) need_data = true;
-    if (outputs[i].dtype != MDRT_FP32) throw fail(MDRT_ERROR_ARGUMENT, "output %s must have dtype MDRT_FP32", outputs[i].name);
-    if (value >= graph.weight_base() && std::find(values.begin(), values.end(), value) == values.end()) values.push_back(value);
-    wanted.push_back({&outputs[i], value, nullptr});
-  }
-  const std::vector<Feed> feeds = read_inputs(graph, inputs, num_inputs, need_data);
-  std::vector<Shape> shapes;
-  for (const Feed& feed : feeds) shapes.push_back(feed.shape);
-  Executor& executor = model.executor(component);
-  model.release_memory(&executor);
-  executor.prepare(shapes, values);
-  for (WantedOutput& output : wanted) {
-    const size_t value = static_cast<size_t>(output.value);
-    output.shape = value < shapes.size() ? &shapes[value] : &executor.value_shape(output.value);
-    const int64_t needed = checked_mul(element_count(output.shape->data(), static_cast<int32_t>(output.shape->size())), 4);
-    output.tensor->rank = static_cast<int32_t>(output.shape->size());
-    std::copy(output.shape->begin(), output.shape->end(), output.tensor->shape);
-    if (output.tensor->data && output.tensor->size_bytes < static_cast<size_t>(needed)) {
-      throw fail(MDRT_ERROR_ARGUMENT, "output %s needs %lld bytes, but size_bytes is %zu", output.tensor->name,
-                 static_cast<long long>(needed), output.tensor->size_bytes);
-    }
-  }
-  if (!need_data) return;
-  if (!values.empty()) {
-    Pace pace;
-    executor.start(feeds);
-    while (run_slice(executor, std::numeric_limits<int64_t>::max(), handle.cancel, &pace) < 1) {
-      if (handle.poll && handle.poll(handle.poll_user) != 0) throw Error(MDRT_ERROR_CANCELLED, "cancelled");
-    }
-  }
-  for (const WantedOutput& output : wanted) {
-    if (!output.tensor->data) continue;
-    float* out = static_cast<float*>(output.tensor->data);
-    const size_t value = static_cast<size_t>(output.value);
-    if (value < feeds.size()) {
-      copy_feed(graph.inputs[value], feeds[value], element_count(output.tensor->shape, output.tensor->rank), out);
-    } else {
-      executor.fetch(output.value, out);
-    }
-  }
-}
-
 void check_params(const mdrt_generate_params* params) {
   if (required(params, "params").struct_size != sizeof *params) {
     throw Error(MDRT_ERROR_ARGUMENT, "params.struct_size is wrong; prepare the struct with mdrt_generate_params_init");
-  }
-}
-
-mdrt_event advance(Handle& handle, Job& job) {
-  try {
-    return job.advance(handle.cancel);
-  } catch (const Error& error) {
-    if (error.status() == MDRT_ERROR_CANCELLED) handle.cancel = false;
-    throw;
   }
 }
 
@@ -196,38 +95,6 @@ mdrt_status with_job(mdrt_job* job, Body body) noexcept {
 }
 
 }  // namespace
-
-std::vector<Feed> read_inputs(const Graph& graph, const mdrt_tensor* inputs, int32_t num_inputs, bool need_data) {
-  if (num_inputs < 0) throw fail(MDRT_ERROR_ARGUMENT, "num_inputs is %d", num_inputs);
-  if (num_inputs > 0) required(inputs, "inputs");
-  std::map<std::string, Feed> by_name;
-  for (int32_t i = 0; i < num_inputs; ++i) {
-    const mdrt_tensor& tensor = inputs[i];
-    const char* name = &required(tensor.name, "the name of an input");
-    if (tensor.rank < 1 || tensor.rank > 6) throw fail(MDRT_ERROR_ARGUMENT, "input %.256s has rank %d, but must have 1 to 6", name, tensor.rank);
-    Shape shape(tensor.shape, tensor.shape + tensor.rank);
-    for (int64_t size : shape) {
-      if (size < 1) throw fail(MDRT_ERROR_ARGUMENT, "input %.256s has a dimension of %lld", name, static_cast<long long>(size));
-    }
-    const int64_t needed = checked_mul(element_count(tensor.shape, tensor.rank), 4);
-    if (need_data) {
-      if (!tensor.data) throw fail(MDRT_ERROR_ARGUMENT, "the data of input %.256s is NULL", name);
-      if (tensor.size_bytes != static_cast<size_t>(needed)) {
-        throw fail(MDRT_ERROR_ARGUMENT, "input %.256s of this shape has %lld bytes, but size_bytes is %zu", name,
-                   static_cast<long long>(needed), tensor.size_bytes);
-      }
-    }
-    for (const GraphInput& input : graph.inputs) {
-      if (input.name == name && tensor.dtype != (input.dtype == DType::int32 ? MDRT_INT32 : MDRT_FP32)) {
-        throw fail(MDRT_ERROR_ARGUMENT, "input %.256s must have dtype %s", name, dtype_name(input.dtype));
-      }
-    }
-    if (!by_name.emplace(name, Feed{tensor.data, std::move(shape)}).second) {
-      throw fail(MDRT_ERROR_ARGUMENT, "input %.256s is given twice", name);
-    }
-  }
-  return order_feeds(graph, by_name);
-}
 
 }  // namespace mdrt
 
@@ -384,10 +251,10 @@ mdrt_status mdrt_run(mdrt_model* model, const char* component, const mdrt_tensor
                      int32_t num_outputs) {
   if (!model) return MDRT_ERROR_ARGUMENT;
   Handle& handle = *model->handle;
-  return with_model(model->handle, [&](Model&) {
+  return with_model(model->handle, [&](Model& open) {
     refuse_beside_job(handle);
     handle.cancel = false;
-    run_component(handle, &required(component, "component"), inputs, num_inputs, outputs, num_outputs);
+    run_component(open, {&handle.cancel, handle.poll, handle.poll_user}, &required(component, "component"), inputs, num_inputs, outputs, num_outputs);
   });
 }
 
@@ -415,7 +282,7 @@ mdrt_status mdrt_advance(mdrt_job* job, mdrt_event* event) {
       throw Error(MDRT_ERROR_STATE, job->failed ? "the job failed or was cancelled; begin a new one" : "the job is already done");
     }
     try {
-      reached = advance(handle, *job->job);
+      reached = job->job->advance(handle.cancel);
     } catch (...) {
       job->failed = true;
       handle.unfinished_job = nullptr;
@@ -435,7 +302,7 @@ mdrt_status mdrt_get_latents(mdrt_job* job, float* latents, size_t count) {
     required(latents, "latents");
     const Job& done = finished_job(*job);
     const std::array<int64_t, 4> shape = done.latents_shape();
-    const int64_t needed = element_count(shape.data(), 4);
+    const int64_t needed = shape[0] * shape[1] * shape[2] * shape[3];
     if (count != static_cast<size_t>(needed)) {
       throw fail(MDRT_ERROR_ARGUMENT, "count is %zu, but the latent has %lld floats", count, static_cast<long long>(needed));
     }
@@ -481,7 +348,7 @@ mdrt_status mdrt_generate(mdrt_model* model, const mdrt_generate_params* params,
       Job job(open, *params);
       check_stride(job, stride_bytes);
       while (!job.done()) {
-        const mdrt_event event = advance(handle, job);
+        const mdrt_event event = job.advance(handle.cancel);
         if (callback && callback(&event, user) != 0) throw Error(MDRT_ERROR_CANCELLED, "cancelled by the callback");
       }
       copy_pixels(job, pixels, stride_bytes);

@@ -21,7 +21,7 @@ struct Handle {
   std::unique_ptr<Model> model;         // empty after mdrt_close
   mdrt_job* unfinished_job = nullptr;   // it owns the executors' arenas until it is done
   std::atomic<bool> cancel{false};
-  int (*poll)(void* user) = nullptr;    // see mdrt_internal: set_poll
+  int (*poll)(void* user) = nullptr;    // mdrt_internal: set_poll
   void* poll_user = nullptr;
   char error[1024] = "";
 
@@ -48,6 +48,12 @@ class HandleLock {
  private:
   Handle& handle_;
 };
+
+template <class T>
+T& required(T* pointer, const char* name) {
+  if (!pointer) throw fail(MDRT_ERROR_ARGUMENT, "%s is NULL", name);
+  return *pointer;
+}
 
 // Runs body() and turns what it throws into a status and a sentence.
 template <class Body>
@@ -83,10 +89,6 @@ mdrt_status with_model(const std::shared_ptr<Handle>& handle, Body body) noexcep
     body(*handle->model);
   });
 }
-
-// Shapes of the given inputs in the order of the graph's, checked against its names, dtypes and byte counts.
-// `need_data` is false when only shapes are wanted.
-std::vector<Feed> read_inputs(const Graph& graph, const mdrt_tensor* inputs, int32_t num_inputs, bool need_data);
 
 }  // namespace mdrt
 

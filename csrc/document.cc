@@ -323,7 +323,7 @@ TensorIndex::TensorIndex(const std::vector<StoredTensor>& tensors)
 int64_t TensorIndex::find(std::string_view name) const {
   const auto found = std::lower_bound(sorted_.begin(), sorted_.end(), name,
                                       [&](uint32_t i, std::string_view n) { return tensors_[i].name < n; });
-  return found != sorted_.end() && tensors_[*found].name == name ? *found : -1;
+  return found != sorted_.end() && tensors_[*found].name == name ? int64_t{*found} : -1;
 }
 
 const StoredTensor& TensorIndex::claim(const std::string& name, const std::string& where) {

@@ -7,6 +7,7 @@
 
 #include "base/cpu.h"
 #include "capi.h"
+#include "component.h"
 #include "crc32c.h"
 #include "document.h"
 #include "formats.h"

@@ -145,8 +145,7 @@ class MergeTable {
       }
       const int32_t merged = vocabulary.find_concatenation(a, b);
       if (merged < 0) {
-        throw fail(MDRT_ERROR_BUNDLE, "tokenizer: merge %d joins %d and %d, but their text is not in the vocabulary", rank,
-                   a, b);
+        throw fail(MDRT_ERROR_BUNDLE, "tokenizer: merge %d of %d and %d gives no token of the vocabulary", rank, a, b);
       }
       const uint64_t pair = key(a, b);
       entries_[probe(pair)] = {pair, rank, merged};   // of equal pairs the last one counts

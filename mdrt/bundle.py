@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from mdrt.errors import InvalidArgumentError
 from mdrt.files import replacing
 from mdrt.graph import Graph, Weight
 
@@ -107,16 +108,23 @@ def _weight_tensors(
                 format = formats if isinstance(formats, str) else formats(component, weight)
             shape = _core.stored_shape(weight.kind, format, weight.shape)
             dtype = np.dtype(np.float16 if format == "fp16" else np.float32)
-            source = weights[component][weight.name]
-            yield _Tensor(f"{component}/{weight.name}", dtype, shape, _packer(source, weight, format))
+            name = f"{component}/{weight.name}"
+            source = weights.get(component, {}).get(weight.name)
+            if source is None:
+                raise InvalidArgumentError(f"weight {name} is missing")
+            if tuple(source.shape) != weight.shape:
+                raise InvalidArgumentError(f"weight {name}: the shape is {list(source.shape)}, not {list(weight.shape)}")
+            yield _Tensor(name, dtype, tuple(shape), _packer(source, weight.kind, format, name))
 
 
-def _packer(source: LazyArray | NDArray[Any], weight: Weight, format: str) -> Callable[[], NDArray[Any]]:
+def _packer(source: LazyArray | NDArray[Any], kind: str, format: str, name: str) -> Callable[[], NDArray[Any]]:
     def pack() -> NDArray[Any]:
         from mdrt import _core
 
-        array = np.ascontiguousarray(np.asarray(source), dtype=np.float32)
-        return _core.pack(weight.kind, format, array.reshape(weight.shape))
+        try:
+            return _core.pack(kind, format, np.ascontiguousarray(np.asarray(source), dtype=np.float32))
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(f"weight {name}: {error}") from error
 
     return pack
 
@@ -148,7 +156,7 @@ def _round_up(value: int, step: int) -> int:
 
 def _header(document: Mapping[str, Any], tensors: Sequence[_Tensor], checksums: Mapping[str, str]) -> bytes:
     document = {**document, "checksums": checksums}
-    entries: dict[str, Any] = {"__metadata__": {"mdrt": json.dumps(document, separators=(",", ":"))}}
+    entries: dict[str, Any] = {"__metadata__": {"mdrt": json.dumps(document, separators=(",", ":"), allow_nan=False)}}
     entries[_HEADER_CRC] = {"dtype": "U8", "shape": [_ALIGNMENT], "data_offsets": [0, _ALIGNMENT]}
     begin = _ALIGNMENT
     for tensor in tensors:
@@ -173,8 +181,9 @@ def _write_tensors(
     offset = len(_header(document, tensors, {tensor.name: "0" * 8 for tensor in tensors})) + _ALIGNMENT
     checksums = {}
     for tensor in tensors:
-        data = memoryview(np.ascontiguousarray(tensor.make()).reshape(-1)).cast("B")
-        assert len(data) == tensor.size_bytes, tensor.name
+        data = np.ascontiguousarray(tensor.make()).reshape(-1).data.cast("B")
+        if len(data) != tensor.size_bytes:
+            raise InvalidArgumentError(f"weight {tensor.name} changed its shape while it was read")
         write_at(offset, data)
         checksums[tensor.name] = f"{_core.crc32c(data):08x}"
         offset += len(data)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import re
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO
 
@@ -34,8 +36,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
     options = _parser().parse_args(arguments)
     handler: Callable[[argparse.Namespace], int] = options.handler
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")    # a prompt or a name may not fit the terminal's encoding
     try:
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
         code = handler(options)
         sys.stdout.flush()
         return code
@@ -100,6 +105,7 @@ def _add_convert(commands: Any) -> None:
     add("--scheduler", nargs="+", metavar="NAME", help="one for all counts, or one for each")
     add("--guidance-scale", type=float, nargs="+", metavar="G", help="one for all counts, or one for each")
     add("--size", type=_size, metavar="WxH", help="default size of the pictures")
+    add("--license", default="", metavar="TEXT", help="of the weights, kept in the bundle")
 
 
 def _add_new(commands: Any) -> None:
@@ -107,7 +113,7 @@ def _add_new(commands: Any) -> None:
     command.set_defaults(handler=_new)
     add = command.add_argument
     add("--preset", choices=["mobilediffusion", "mobilediffusion-lite"], required=True)
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a key of the UNet's configuration")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a configuration value, such as unet.num_attention_heads=8")
     add("--tokenizer", metavar="DIR", help="take the vocabulary from here; default: a made-up one")
     add("-o", "--output", required=True, metavar="DIR")
 
@@ -291,7 +297,7 @@ def _progress(options: argparse.Namespace) -> tuple[Callable[[Event], None] | No
             lambda event: print(json.dumps({key: getattr(event, key) for key in keys}), file=sys.stderr, flush=True),
             lambda: None,
         )
-    from tqdm import tqdm
+    from tqdm import tqdm  # type: ignore[import-untyped]
 
     bar = tqdm(total=100.0, leave=False, bar_format="{desc:<14}{percentage:3.0f}% |{bar}| {elapsed}<{remaining}")
 
@@ -314,6 +320,7 @@ def _convert(options: argparse.Namespace) -> int:
         scheduler=options.scheduler,
         guidance_scale=options.guidance_scale,
         size=options.size,
+        license=options.license,
     )
     return 0
 

@@ -38,5 +38,7 @@ def stored_values(format: str, weight: Weight, array: NDArray[Any]) -> NDArray[n
     with np.errstate(over="ignore"):
         halves = values.astype(np.float16).astype(np.float32)
     if np.any(np.isinf(halves) & np.isfinite(values)):
-        raise InvalidArgumentError(f"weight {weight.name} reaches {abs(values).max():g}, more than fp16 holds; use fp32")
+        raise InvalidArgumentError(
+            f"weight {weight.name} reaches {abs(values).max():g}, more than fp16 holds; use fp32"
+        )
     return halves

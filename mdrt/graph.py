@@ -120,7 +120,9 @@ class Graph:
             if slot["kind"] in ("weight", "optional_weight"):
                 self._use_weight(name, value, slot, _weight_shape(op, slot["name"], attributes))
             elif value not in self._values or value in self.weights:
-                raise InvalidArgumentError(f"node {name}: input {slot['name']} uses {value!r}, which is no earlier value")
+                raise InvalidArgumentError(
+                    f"node {name}: input {slot['name']} uses {value!r}, which is no earlier value"
+                )
         self._claim(name)
         self.nodes.append(Node(op, name, tuple(inputs), attributes))
         return name

@@ -63,7 +63,9 @@ class Interpreter:
         if self._model is not None and (isa is not None or not fuse):
             self._model.set_plan_options(isa or "", fuse)
 
-    def run(self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None) -> dict[str, NDArray[np.float32]]:
+    def run(
+        self, feeds: Mapping[str, NDArray[Any]], outputs: Sequence[str] | None = None
+    ) -> dict[str, NDArray[np.float32]]:
         """Computes values of the graph.
 
         Args:
@@ -77,7 +79,9 @@ class Interpreter:
             InvalidArgumentError: a missing, surplus or misshapen feed, or an unknown output.
         """
         values = self._checked_feeds(feeds)
-        names = {name: self.graph.outputs.get(name, name) for name in (self.graph.outputs if outputs is None else outputs)}
+        names = {
+            name: self.graph.outputs.get(name, name) for name in (self.graph.outputs if outputs is None else outputs)
+        }
         known = {node.name for node in self.graph.nodes}
         unknown = [name for name, value in names.items() if value not in known]
         if unknown:
@@ -88,7 +92,9 @@ class Interpreter:
             results = self._model.run(_COMPONENT, values, list(dict.fromkeys(names.values())))
         return {name: results[value] for name, value in names.items()}
 
-    def _run_reference(self, values: dict[str, NDArray[Any]], names: Mapping[str, str]) -> dict[str, NDArray[np.float32]]:
+    def _run_reference(
+        self, values: dict[str, NDArray[Any]], names: Mapping[str, str]
+    ) -> dict[str, NDArray[np.float32]]:
         last_use = {value: index for index, node in enumerate(self.graph.nodes) for value in node.inputs}
         wanted = set(names.values())
         for index, node in enumerate(self.graph.nodes):
@@ -132,7 +138,9 @@ def _check_shape(entry: Input, shape: tuple[int, ...], symbols: dict[str, int]) 
         known = symbols.setdefault(dimension, size) if isinstance(dimension, str) else dimension
         fits = fits and size == known and size >= 1
     if not fits:
-        expected = ", ".join(f"{d} = {symbols[d]}" if isinstance(d, str) and d in symbols else str(d) for d in entry.shape)
+        expected = ", ".join(
+            f"{d} = {symbols[d]}" if isinstance(d, str) and d in symbols else str(d) for d in entry.shape
+        )
         raise InvalidArgumentError(f"input {entry.name}: the shape is {list(shape)}, not [{expected}]")
 
 

@@ -366,6 +366,15 @@ def test_run_gives_inner_values_inputs_and_repeats(lib, model):
     np.testing.assert_array_equal(echo, sample)
 
 
+def test_run_that_only_repeats_an_input(lib, model):
+    echo = np.zeros((1, 24), dtype=np.float32)
+    assert run(lib, model, b"text_encoder", [tensor(b"input_ids", ids())], [tensor(b"input_ids", echo)]) == (
+        OK,
+        [[1, 24]],
+    )
+    assert (echo == 5).all()
+
+
 @pytest.mark.parametrize(
     ("inputs", "outputs", "words"),
     [
@@ -610,6 +619,13 @@ def test_cancel_between_advances(lib, model, tiger):
 def test_cancel_without_a_call_has_no_effect(lib, model, tiger):
     lib.mdrt_cancel(model)
     np.testing.assert_array_equal(generate(lib, model, seed=1)[1], tiger)
+    lib.mdrt_cancel(model)
+    _, job = begin(lib, model, seed=1)
+    finish(lib, job)
+    lib.mdrt_end(job)
+    lib.mdrt_cancel(model)
+    out = np.zeros((1, 24, 192), dtype=np.float32)
+    assert run(lib, model, b"text_encoder", [tensor(b"input_ids", ids())], [tensor(b"last_hidden_state", out)])[0] == OK
 
 
 def test_cancel_from_another_thread(lib, model, tiger):

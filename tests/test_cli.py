@@ -20,7 +20,9 @@ PROMPT = "tiger on a blue background"
 
 
 def command(*arguments, timeout=60, **options):
-    return subprocess.run([sys.executable, "-m", "mdrt", *arguments], capture_output=True, timeout=timeout, **options)
+    return subprocess.run(
+        [sys.executable, "-m", "mdrt", *arguments], capture_output=True, timeout=timeout, check=False, **options
+    )
 
 
 @pytest.fixture(autouse=True)

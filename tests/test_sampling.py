@@ -167,6 +167,7 @@ def test_events(model):
     assert set(steps) == set(range(9)) and set(totals) == {8}
     assert all(before <= after for before, after in zip(fractions, fractions[1:], strict=False))
     assert 0 < fractions[0] < 0.2 and fractions[-1] == 1
+    assert fractions.count(1) == 1
 
 
 @pytest.mark.parametrize(

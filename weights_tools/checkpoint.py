@@ -46,7 +46,9 @@ class Checkpoint:
         """The object in a JSON file below the directory."""
         return read_json(self.path / name)
 
-    def config(self, component: str, cls: type[Config], class_names: Mapping[str, str], ignored: tuple[str, ...]) -> Config:
+    def config(
+        self, component: str, cls: type[Config], class_names: Mapping[str, str], ignored: tuple[str, ...]
+    ) -> Config:
         """`component`/config.json as a `cls`, whose fields name the keys.
 
         Args:

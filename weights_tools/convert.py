@@ -123,7 +123,9 @@ def _schedules(
 def _for_each(name: str, counts: Sequence[int], values: Sequence[Value]) -> list[Value]:
     """One value serves all counts."""
     if len(values) not in (1, len(counts)):
-        raise InvalidArgumentError(f"{len(values)} values of {name} for {len(counts)} counts of steps; give one, or one for each")
+        raise InvalidArgumentError(
+            f"{len(values)} values of {name} for {len(counts)} counts of steps; give one, or one for each"
+        )
     return list(values) * len(counts) if len(values) == 1 else list(values)
 
 

@@ -50,7 +50,14 @@ def separable_conv2d(
 
 
 def linear(
-    graph: Graph, x: str, module: str, in_features: int, out_features: int, *, bias: bool = True, name: str | None = None
+    graph: Graph,
+    x: str,
+    module: str,
+    in_features: int,
+    out_features: int,
+    *,
+    bias: bool = True,
+    name: str | None = None,
 ) -> str:
     """A matrix product over the last dimension."""
     weights = [f"{module}.weight", f"{module}.bias"] if bias else [f"{module}.weight"]
@@ -65,7 +72,9 @@ def group_norm(graph: Graph, x: str, module: str, channels: int, num_groups: int
 
 def layer_norm(graph: Graph, x: str, module: str, size: int, eps: float = 1e-5) -> str:
     """LayerNorm over the last dimension with scale and shift."""
-    return graph.add("layer_norm", [x, f"{module}.weight", f"{module}.bias"], name=module, normalized_shape=size, eps=eps)
+    return graph.add(
+        "layer_norm", [x, f"{module}.weight", f"{module}.bias"], name=module, normalized_shape=size, eps=eps
+    )
 
 
 def silu(graph: Graph, x: str) -> str:
@@ -79,8 +88,17 @@ def add(graph: Graph, a: str, b: str, name: str) -> str:
 
 
 def attention(
-    graph: Graph, q: str, k: str, v: str, name: str, num_heads: int, attention_fn: str = "softmax", is_causal: bool = False
+    graph: Graph,
+    q: str,
+    k: str,
+    v: str,
+    name: str,
+    num_heads: int,
+    attention_fn: str = "softmax",
+    is_causal: bool = False,
 ) -> str:
     """Attention without its projections; shared K/V is one value given twice."""
     causal = "true" if is_causal else "false"
-    return graph.add("attention", [q, k, v], name=name, num_heads=num_heads, attention_fn=attention_fn, is_causal=causal)
+    return graph.add(
+        "attention", [q, k, v], name=name, num_heads=num_heads, attention_fn=attention_fn, is_causal=causal
+    )

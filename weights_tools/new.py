@@ -107,7 +107,9 @@ def new(
     try:
         with _new_directory(Path(output)) as folder:
             _write_configs(folder, configs)
-            _write_tokenizer(folder / "tokenizer", configs["text_encoder"], None if tokenizer is None else Path(tokenizer))
+            _write_tokenizer(
+                folder / "tokenizer", configs["text_encoder"], None if tokenizer is None else Path(tokenizer)
+            )
             generator = np.random.default_rng(seed)
             for component, graphs in components.items():
                 stem = "model" if component == "text_encoder" else "diffusion_pytorch_model"
@@ -134,10 +136,15 @@ def _configs(preset: str, settings: Mapping[str, Any], tokenizer: Path | None) -
         component, _, name = key.rpartition(".")
         component = component or "unet"
         if component not in configs or name not in configs[component] or name.startswith("_"):
-            raise InvalidArgumentError(f"there is no setting {key!r}; settings are such as block_out_channels or vae.latent_channels")
+            raise InvalidArgumentError(
+                f"there is no setting {key!r}; settings are such as block_out_channels or vae.latent_channels"
+            )
         configs[component][name] = value
     count = len(configs["vae"]["block_out_channels"])
-    configs["vae"] |= {"down_block_types": ["DownEncoderBlock2D"] * count, "up_block_types": ["UpDecoderBlock2D"] * count}
+    configs["vae"] |= {
+        "down_block_types": ["DownEncoderBlock2D"] * count,
+        "up_block_types": ["UpDecoderBlock2D"] * count,
+    }
     return configs
 
 
@@ -189,7 +196,9 @@ def _write_tokenizer(folder: Path, text_encoder: Mapping[str, Any], source: Path
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     special = {f"{name}_token": _SPECIAL[name != "bos"] for name in ("bos", "eos", "pad", "unk")}
     length = text_encoder["max_position_embeddings"]
-    _write_json(folder / "tokenizer_config.json", {"tokenizer_class": "CLIPTokenizer", "model_max_length": length, **special})
+    _write_json(
+        folder / "tokenizer_config.json", {"tokenizer_class": "CLIPTokenizer", "model_max_length": length, **special}
+    )
 
 
 def _made_up_vocabulary() -> tuple[list[str], list[tuple[str, str]]]:
@@ -218,7 +227,11 @@ def _write_weights(path: Path, weights: Mapping[str, Weight], dtype: str, genera
     offset = 0
     for weight in weights.values():
         size_bytes = math.prod(weight.shape) * np.dtype(numpy_dtype).itemsize
-        header[weight.name] = {"dtype": name, "shape": _file_shape(weight), "data_offsets": [offset, offset + size_bytes]}
+        header[weight.name] = {
+            "dtype": name,
+            "shape": _file_shape(weight),
+            "data_offsets": [offset, offset + size_bytes],
+        }
         offset += size_bytes
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)

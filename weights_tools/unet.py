@@ -37,19 +37,27 @@ class UNetConfig:
             if len(getattr(self, key)) != levels or levels < 1:
                 raise _refuse(f"{key} has {len(getattr(self, key))} entries, block_out_channels {levels}")
         if len(self.downsample) < levels - 1:
-            raise _refuse(f"downsample has {len(self.downsample)} entries; {levels - 1} are needed, one between two levels")
+            raise _refuse(
+                f"downsample has {len(self.downsample)} entries; {levels - 1} are needed, one between two levels"
+            )
         sizes = (self.in_channels, self.out_channels, self.sample_size, self.attention_head_dim, self.ff_mult)
         if min(*sizes, *self.block_out_channels, *self.layers_per_block, self.norm_num_groups) < 1:
             raise _refuse("channels, sizes and layers_per_block must be at least 1")
         if self.block_out_channels[0] % 2:
-            raise _refuse(f"block_out_channels begins with {self.block_out_channels[0]}; the time embedding needs an even number")
+            raise _refuse(
+                f"block_out_channels begins with {self.block_out_channels[0]}; the time embedding needs an even number"
+            )
         transformers = [*self.transformer_layers_per_block, self.mid_transformer_layers]
         for channels, depth in zip([*self.block_out_channels, self.block_out_channels[-1]], transformers, strict=True):
             heads = channels // self.attention_head_dim
             if depth and (heads < 1 or channels % heads):
-                raise _refuse(f"attention_head_dim {self.attention_head_dim} makes {heads} heads, which do not divide {channels} channels")
+                raise _refuse(
+                    f"attention_head_dim {self.attention_head_dim} makes {heads} heads, which do not divide {channels} channels"
+                )
             if depth and channels * self.ff_mult % 2:
-                raise _refuse(f"ff_mult {self.ff_mult} times {channels} channels is odd, so there are no two halves to gate")
+                raise _refuse(
+                    f"ff_mult {self.ff_mult} times {channels} channels is odd, so there are no two halves to gate"
+                )
         for key, words in (("attention_fn", ("softmax", "relu")), ("act_fn", ("silu", "gelu"))):
             if getattr(self, key) not in words:
                 raise _refuse(f"{key} is {getattr(self, key)!r}; it must be {' or '.join(words)}")
@@ -181,7 +189,9 @@ class _UNet:
         graph, hidden = self.graph, self.config.ff_mult * channels
         if self_attention:
             y = layers.layer_norm(graph, x, f"{name}.norm1", channels)
-            x = layers.add(graph, x, self.attention(y, y, f"{name}.attn1", channels, channels), f"{name}.attn1.residual")
+            x = layers.add(
+                graph, x, self.attention(y, y, f"{name}.attn1", channels, channels), f"{name}.attn1.residual"
+            )
         y = layers.layer_norm(graph, x, f"{name}.norm2", channels)
         y = self.attention(y, self.context, f"{name}.attn2", channels, self.config.cross_attention_dim)
         x = layers.add(graph, x, y, f"{name}.attn2.residual")

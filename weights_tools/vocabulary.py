@@ -44,7 +44,9 @@ def read_vocabulary(folder: Path, max_length: int) -> Vocabulary:
     ids, merges = _read_files(folder)
     tokens = sorted(ids, key=ids.__getitem__)
     if [ids[token] for token in tokens] != list(range(len(tokens))):
-        raise ConversionError(f"{folder}: the ids of the {len(tokens)} tokens are not 0 to {len(tokens) - 1} without hole")
+        raise ConversionError(
+            f"{folder}: the ids of the {len(tokens)} tokens are not 0 to {len(tokens) - 1} without hole"
+        )
     special = _special_tokens(folder, settings, ids)
     length = settings.get("model_max_length", max_length)
     if not isinstance(length, (int, float)) or length < 2:
@@ -83,7 +85,9 @@ def _merge_ids(folder: Path, ids: Mapping[str, int], merges: list[tuple[str, str
     for left, right in merges:
         for token in (left, right, left + right):
             if token not in ids:
-                raise ConversionError(f"{folder}: the merge {left!r} {right!r} needs the token {token!r}, which has no id")
+                raise ConversionError(
+                    f"{folder}: the merge {left!r} {right!r} needs the token {token!r}, which has no id"
+                )
     last_first = dict.fromkeys(reversed(merges))
     return [(ids[left], ids[right]) for left, right in reversed(last_first)]
 

@@ -67,7 +67,7 @@ typedef struct mdrt_generate_params {
   const char *negative_prompt;           /* NULL: "" */
   int32_t width, height;                 /* pixels, 0: the bundle's */
   int32_t num_inference_steps;           /* model calls, 0: the bundle's default; must be stored unless schedule is given */
-  double guidance_scale;                 /* NaN: the bundle's for that count; 1 or less: no second model call */
+  double guidance_scale;                 /* NaN: the bundle's for the nearest stored count; 1 or less: no second model call */
   uint64_t seed;
   const float *latents;                  /* start noise, NCHW, unit variance; NULL: drawn from seed */
   const mdrt_schedule_row *schedule;     /* the caller's rows, or NULL */
@@ -80,7 +80,7 @@ typedef enum mdrt_stage { MDRT_STAGE_TEXT_ENCODER = 0, MDRT_STAGE_UNET = 1, MDRT
 
 typedef struct mdrt_event {
   mdrt_stage stage;
-  int32_t step, total;       /* model calls: the running one from 1, and how many */
+  int32_t step, total;       /* model calls: the running one from 1 (0 before the first), and how many */
   double fraction;           /* of all multiply-adds of the picture, 0 to 1 */
 } mdrt_event;
 
@@ -99,6 +99,7 @@ MDRT_API mdrt_status mdrt_open(const char *path, const mdrt_options *options, md
 /* The same for a bundle in memory, which must be 64-byte aligned and outlive the model. */
 MDRT_API mdrt_status mdrt_open_memory(const void *data, size_t size_bytes, const mdrt_options *options, mdrt_model **model,
                                       char *errbuf, size_t errbuf_size);
+/* Not from inside a callback of this model. */
 MDRT_API void mdrt_close(mdrt_model *model);
 /* The sentence that belongs to the last failed call on this model; valid until the next call on it. */
 MDRT_API const char *mdrt_error_message(const mdrt_model *model);
@@ -117,7 +118,7 @@ MDRT_API mdrt_status mdrt_get_schedule(mdrt_model *model, int32_t index, int32_t
 /* Components: "text_encoder", "unet", "vae_decoder", "vae_encoder". */
 MDRT_API mdrt_status mdrt_get_component_count(mdrt_model *model, int32_t *count);
 MDRT_API mdrt_status mdrt_get_component_name(mdrt_model *model, int32_t index, const char **name);
-/* Fills name, dtype, rank, shape of the index-th input or output. */
+/* Fills name, dtype, rank, shape of the index-th input or output; MDRT_ERROR_ARGUMENT after the last. */
 MDRT_API mdrt_status mdrt_get_input(mdrt_model *model, const char *component, int32_t index, mdrt_tensor *tensor);
 MDRT_API mdrt_status mdrt_get_output(mdrt_model *model, const char *component, int32_t index, mdrt_tensor *tensor);
 /* Runs one component. Outputs are asked for by name (any value of the graph); one whose data is NULL only gets its rank and
@@ -125,7 +126,9 @@ MDRT_API mdrt_status mdrt_get_output(mdrt_model *model, const char *component, i
 MDRT_API mdrt_status mdrt_run(mdrt_model *model, const char *component, const mdrt_tensor *inputs, int32_t num_inputs,
                               mdrt_tensor *outputs, int32_t num_outputs);
 
-/* From prompt to RGB bytes: begin, advance until stage is MDRT_STAGE_DONE, finish. mdrt_generate does all three. */
+/* From prompt to RGB bytes: begin, advance until stage is MDRT_STAGE_DONE, get, end. mdrt_generate does all of it. A model
+ * has one unfinished job at a time; until it is done or ended, begin, generate and run return MDRT_ERROR_STATE. A job's
+ * results stay readable until mdrt_end, even after mdrt_close. */
 MDRT_API mdrt_status mdrt_begin(mdrt_model *model, const mdrt_generate_params *params, mdrt_job **job);
 MDRT_API mdrt_status mdrt_advance(mdrt_job *job, mdrt_event *event);
 /* Copies the picture: height rows of width RGB pixels, stride_bytes apart. */

@@ -45,7 +45,9 @@ def _heads(x: Array, num_heads: int) -> Array:
     return x.astype(np.float64).reshape(n, -1, num_heads, channels // num_heads).transpose(0, 2, 1, 3)
 
 
-def _case(queries: tuple[int, ...], keys: int, heads: int, head_dim: int, fn: str = "softmax", causal: bool = False) -> Case:
+def _case(
+    queries: tuple[int, ...], keys: int, heads: int, head_dim: int, fn: str = "softmax", causal: bool = False
+) -> Case:
     c = heads * head_dim
     attributes = {"num_heads": heads, "attention_fn": fn, "is_causal": "true" if causal else "false"}
     return Case(((1, *queries, c), (1, keys, c), (1, keys, c)), attributes)

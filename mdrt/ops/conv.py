@@ -10,7 +10,12 @@ from mdrt.ops.reference import Array, Case, Reference
 
 
 def conv2d(
-    x: Array, weight: Array, bias: Array | None = None, *, stride: Sequence[int] = (1, 1), pads: Sequence[int] = (0, 0, 0, 0)
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    *,
+    stride: Sequence[int] = (1, 1),
+    pads: Sequence[int] = (0, 0, 0, 0),
 ) -> Array:
     """Convolution with zeros around the image.
 
@@ -32,7 +37,12 @@ def conv2d(
 
 
 def depthwise_conv2d(
-    x: Array, weight: Array, bias: Array | None = None, *, stride: Sequence[int] = (1, 1), pads: Sequence[int] = (0, 0, 0, 0)
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    *,
+    stride: Sequence[int] = (1, 1),
+    pads: Sequence[int] = (0, 0, 0, 0),
 ) -> Array:
     """Convolution of every channel by itself; `weight` is (channels, kernel_h, kernel_w), the rest as in `conv2d`."""
     kernel = weight.astype(np.float64)
@@ -51,7 +61,13 @@ def _taps(
     out_h = (padded.shape[1] - kernel_size[0]) // stride[0] + 1
     out_w = (padded.shape[2] - kernel_size[1]) // stride[1] + 1
     return [
-        (ky, kx, padded[:, ky : ky + out_h * stride[0] : stride[0], kx : kx + out_w * stride[1] : stride[1]][:, :out_h, :out_w])
+        (
+            ky,
+            kx,
+            padded[:, ky : ky + out_h * stride[0] : stride[0], kx : kx + out_w * stride[1] : stride[1]][
+                :, :out_h, :out_w
+            ],
+        )
         for ky in range(kernel_size[0])
         for kx in range(kernel_size[1])
     ]
@@ -65,7 +81,9 @@ def _depthwise_magnitude(x: Array, weight: Array, bias: Array | None = None, **a
     return depthwise_conv2d(abs(x), abs(weight), None if bias is None else abs(bias), **attributes)
 
 
-def _conv(n: int, h: int, w: int, c_in: int, c_out: int, kernel: int, stride: int, pads: tuple[int, int, int, int]) -> Case:
+def _conv(
+    n: int, h: int, w: int, c_in: int, c_out: int, kernel: int, stride: int, pads: tuple[int, int, int, int]
+) -> Case:
     sizes = {"in_channels": c_in, "out_channels": c_out, "kernel_size": [kernel, kernel], "stride": [stride, stride]}
     return Case(((n, h, w, c_in), (c_out, c_in, kernel, kernel), (c_out,)), {**sizes, "pads": list(pads)})
 
@@ -84,7 +102,10 @@ REFERENCES = {
         cases=[
             *(_conv(1, 5, 7, c, 17, 3, 1, (1, 1, 1, 1)) for c in (1, 3, 8, 15, 16, 17, 31, 33, 48)),
             *(_conv(1, 4, 9, 16, c, 1, 1, (0, 0, 0, 0)) for c in (1, 3, 8, 15, 16, 17, 31, 33, 48)),
-            *(_conv(1, h, w, 8, 16, 3, 1, (1, 1, 1, 1)) for h, w in ((1, 1), (1, 20), (20, 1), (2, 3), (7, 8), (9, 17))),
+            *(
+                _conv(1, h, w, 8, 16, 3, 1, (1, 1, 1, 1))
+                for h, w in ((1, 1), (1, 20), (20, 1), (2, 3), (7, 8), (9, 17))
+            ),
             *(_conv(2, h, w, 17, 33, 3, 2, (1, 1, 1, 1)) for h, w in ((1, 1), (2, 2), (5, 8), (13, 9))),
             *(_conv(1, h, w, 8, 15, 3, 2, (0, 0, 1, 1)) for h, w in ((2, 2), (6, 8), (16, 3))),
         ],

@@ -58,7 +58,9 @@ REFERENCES = {
         tolerance=4,
         uses=("act_fn",),
         cases=[
-            Case(((2, 3, 2 * c),), {"act_fn": act_fn}) for c in (1, 3, 8, 15, 16, 17, 33, 48) for act_fn in ("silu", "gelu")
+            Case(((2, 3, 2 * c),), {"act_fn": act_fn})
+            for c in (1, 3, 8, 15, 16, 17, 33, 48)
+            for act_fn in ("silu", "gelu")
         ],
     ),
     "add": Reference(

@@ -98,7 +98,9 @@ def expected_unet(folder: Path, *inputs: NDArray[np.float32]) -> NDArray[np.floa
     return np.asarray(model(*(torch.from_numpy(x) for x in inputs)))
 
 
-def expected_vae(folder: Path, latent: NDArray[np.float32], image: NDArray[np.float32]) -> tuple[NDArray[Any], NDArray[Any]]:
+def expected_vae(
+    folder: Path, latent: NDArray[np.float32], image: NDArray[np.float32]
+) -> tuple[NDArray[Any], NDArray[Any]]:
     from diffusers import AutoencoderKL
 
     model = AutoencoderKL.from_pretrained(folder / "vae").eval()
@@ -110,7 +112,13 @@ def expected_vae(folder: Path, latent: NDArray[np.float32], image: NDArray[np.fl
 @torch.no_grad()
 def test_random_configuration(seed: int, tmp_path: Path) -> None:
     folder = tmp_path / "checkpoint"
-    new(folder, settings=random_settings(seed), dtype="fp32", seed=seed, tokenizer=Path(__file__).parent.parent / "data/micro-a/tokenizer")
+    new(
+        folder,
+        settings=random_settings(seed),
+        dtype="fp32",
+        seed=seed,
+        tokenizer=Path(__file__).parent.parent / "data/micro-a/tokenizer",
+    )
     networks = load_networks(Checkpoint(folder), with_encoder=True)
     generator = np.random.default_rng(seed)
 

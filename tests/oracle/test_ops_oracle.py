@@ -40,7 +40,9 @@ def nhwc(x: Any) -> Any:
     return x.permute(0, *range(2, x.ndim), 1)
 
 
-def conv2d(x: Any, weight: Any, bias: Any = None, *, stride: list[int], pads: list[int], groups: int = 1, **_: Any) -> Any:
+def conv2d(
+    x: Any, weight: Any, bias: Any = None, *, stride: list[int], pads: list[int], groups: int = 1, **_: Any
+) -> Any:
     above, left, below, right = pads
     padded = functional.pad(nchw(x), (left, right, above, below))
     return nhwc(functional.conv2d(padded, weight, bias, stride, groups=groups))
@@ -93,7 +95,9 @@ ORACLES: dict[str, Any] = {
     "gated_unit": gated_unit,
     "add": add,
     "concat": lambda *x: torch.cat(x, -1),
-    "upsample": lambda x, scale_factor: nhwc(functional.interpolate(nchw(x), scale_factor=scale_factor, mode="nearest")),
+    "upsample": lambda x, scale_factor: nhwc(
+        functional.interpolate(nchw(x), scale_factor=scale_factor, mode="nearest")
+    ),
     "resize_like": lambda x, like: nhwc(functional.interpolate(nchw(x), size=like.shape[1:3], mode="nearest")),
     "embedding": lambda ids, weight, position, **_: weight[ids.long()] + position[: ids.shape[1]],
     "timestep_embedding": timestep_embedding,
@@ -109,7 +113,9 @@ def test_reference_matches_pytorch(op: str, index: int) -> None:
     case = REFERENCES[op].cases[index]
     inputs = random_inputs(op, case)
     out = REFERENCES[op](inputs, case.attributes)
-    tensors = [torch.from_numpy(x if op == "embedding" and x.dtype == np.int32 else x.astype(np.float64)) for x in inputs]
+    tensors = [
+        torch.from_numpy(x if op == "embedding" and x.dtype == np.int32 else x.astype(np.float64)) for x in inputs
+    ]
     expected = ORACLES[op](*tensors, **case.attributes).numpy()
     assert out.dtype == np.float64
     assert out.shape == expected.shape
