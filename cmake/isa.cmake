@@ -7,22 +7,26 @@ set(MDRT_ISA_ROWS
   "neon|aarch64||neon"
 )
 
+# The compiler knows what it compiles for; the kernel need not agree (a 64-bit kernel under 32-bit Raspberry Pi OS).
+include(CheckCXXSymbolExists)
+check_cxx_symbol_exists(__x86_64__ "" MDRT_FOR_X86_64)
+check_cxx_symbol_exists(__aarch64__ "" MDRT_FOR_AARCH64)
+if(MDRT_FOR_X86_64)
+  set(MDRT_ARCHITECTURE x86_64)
+elseif(MDRT_FOR_AARCH64)
+  set(MDRT_ARCHITECTURE aarch64)
+else()
+  set(MDRT_ARCHITECTURE other)
+endif()
+
 # Kernels are compiled once per row: contraction to FMA is wanted, reordering of sums is not.
 set(MDRT_KERNEL_FLAGS -O3 -fno-lto -ffp-contract=fast -fno-math-errno -fno-trapping-math)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   # The intrinsics' headers of gcc 12 trip over their own undefined registers.
   list(APPEND MDRT_KERNEL_FLAGS -Wno-maybe-uninitialized)
-  if(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
+  if(MDRT_ARCHITECTURE STREQUAL "aarch64")
     list(APPEND MDRT_KERNEL_FLAGS -fno-schedule-insns)   # else gcc spills the register tile
   endif()
-endif()
-
-if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
-  set(MDRT_ARCHITECTURE x86_64)
-elseif(CMAKE_SYSTEM_PROCESSOR MATCHES "aarch64|arm64")
-  set(MDRT_ARCHITECTURE aarch64)
-else()
-  set(MDRT_ARCHITECTURE other)
 endif()
 
 # Adds one object library per row of this architecture to `target`, names their objects in MDRT_ISA_OBJECTS, and writes the

@@ -5,7 +5,7 @@ target_link_libraries(mdrt_inside PUBLIC Threads::Threads)
 set_target_properties(mdrt_inside PROPERTIES LINKER_LANGUAGE CXX)
 
 # One program per file, called as its file; ctest runs each with its defaults.
-file(GLOB MDRT_NATIVE_TESTS CONFIGURE_DEPENDS tests/native/*.cc tests/fuzz/*.cc)
+file(GLOB MDRT_NATIVE_TESTS CONFIGURE_DEPENDS tests/native/*.cc)
 foreach(source IN LISTS MDRT_NATIVE_TESTS)
   get_filename_component(name ${source} NAME_WE)
   add_executable(${name} ${source})

@@ -33,7 +33,8 @@ mdrt_status open_model(const mdrt_options* options, mdrt_model** model, char* er
     if (chosen.threads < 0 || chosen.threads > kMaxThreads) {
       throw fail(MDRT_ERROR_ARGUMENT, "threads is %d, but must be from 0 to %d", chosen.threads, kMaxThreads);
     }
-    if (chosen.max_memory_bytes < 0) throw Error(MDRT_ERROR_ARGUMENT, "max_memory_bytes is negative; use 0 for what is available");
+    if (chosen.max_memory_bytes < 0)
+      throw Error(MDRT_ERROR_ARGUMENT, "max_memory_bytes is negative; use 0 for what is available");
     auto opened = std::make_unique<mdrt_model>();
     opened->handle = std::make_shared<Handle>();
     opened->handle->model = std::make_unique<Model>(open(source, size_bytes), chosen.threads, chosen.max_memory_bytes);
@@ -64,8 +65,8 @@ size_t row_bytes(const Job& job) { return static_cast<size_t>(job.width()) * 3; 
 
 void check_stride(const Job& job, size_t stride_bytes) {
   if (stride_bytes >= row_bytes(job)) return;
-  throw fail(MDRT_ERROR_ARGUMENT, "stride_bytes is %zu, but a row of %d RGB pixels has %zu bytes", stride_bytes, job.width(),
-             row_bytes(job));
+  throw fail(MDRT_ERROR_ARGUMENT, "stride_bytes is %zu, but a row of %d RGB pixels has %zu bytes", stride_bytes,
+             job.width(), row_bytes(job));
 }
 
 void copy_pixels(const Job& job, uint8_t* pixels, size_t stride_bytes) {
@@ -79,7 +80,8 @@ void copy_pixels(const Job& job, uint8_t* pixels, size_t stride_bytes) {
 
 const Job& finished_job(const mdrt_job& job) {
   if (job.failed) throw Error(MDRT_ERROR_STATE, "the job failed or was cancelled; begin a new one");
-  if (!job.job->done()) throw Error(MDRT_ERROR_STATE, "the job is unfinished; call mdrt_advance until stage is MDRT_STAGE_DONE");
+  if (!job.job->done())
+    throw Error(MDRT_ERROR_STATE, "the job is unfinished; call mdrt_advance until stage is MDRT_STAGE_DONE");
   return *job.job;
 }
 
@@ -104,16 +106,26 @@ const char* mdrt_version(void) { return MDRT_VERSION; }
 
 const char* mdrt_status_string(mdrt_status status) {
   switch (status) {
-    case MDRT_OK: return "ok";
-    case MDRT_ERROR_ARGUMENT: return "argument not acceptable";
-    case MDRT_ERROR_IO: return "file cannot be opened or read";
-    case MDRT_ERROR_BUNDLE: return "not a valid bundle";
-    case MDRT_ERROR_VERSION: return "another version of mdrt is needed";
-    case MDRT_ERROR_MEMORY: return "not enough memory";
-    case MDRT_ERROR_CANCELLED: return "cancelled";
-    case MDRT_ERROR_NUMERIC: return "NaN or infinity in a result";
-    case MDRT_ERROR_STATE: return "call out of order";
-    case MDRT_ERROR_INTERNAL: return "internal error";
+    case MDRT_OK:
+      return "ok";
+    case MDRT_ERROR_ARGUMENT:
+      return "argument not acceptable";
+    case MDRT_ERROR_IO:
+      return "file cannot be opened or read";
+    case MDRT_ERROR_BUNDLE:
+      return "not a valid bundle";
+    case MDRT_ERROR_VERSION:
+      return "another version of mdrt is needed";
+    case MDRT_ERROR_MEMORY:
+      return "not enough memory";
+    case MDRT_ERROR_CANCELLED:
+      return "cancelled";
+    case MDRT_ERROR_NUMERIC:
+      return "NaN or infinity in a result";
+    case MDRT_ERROR_STATE:
+      return "call out of order";
+    case MDRT_ERROR_INTERNAL:
+      return "internal error";
   }
   return "unknown status";
 }
@@ -132,19 +144,22 @@ void mdrt_generate_params_init(mdrt_generate_params* params) {
   params->init_noise_sigma = 1;
 }
 
-mdrt_status mdrt_open(const char* path, const mdrt_options* options, mdrt_model** model, char* errbuf, size_t errbuf_size) {
+mdrt_status mdrt_open(const char* path, const mdrt_options* options, mdrt_model** model, char* errbuf,
+                      size_t errbuf_size) {
   return open_model(
       options, model, errbuf, errbuf_size,
-      [](const void* source, size_t) { return Bundle::open(&required(static_cast<const char*>(source), "path")); }, path, 0);
+      [](const void* source, size_t) { return Bundle::open(&required(static_cast<const char*>(source), "path")); },
+      path, 0);
 }
 
-mdrt_status mdrt_open_memory(const void* data, size_t size_bytes, const mdrt_options* options, mdrt_model** model, char* errbuf,
-                             size_t errbuf_size) {
+mdrt_status mdrt_open_memory(const void* data, size_t size_bytes, const mdrt_options* options, mdrt_model** model,
+                             char* errbuf, size_t errbuf_size) {
   return open_model(
       options, model, errbuf, errbuf_size,
       [](const void* source, size_t size) {
         required(static_cast<const char*>(source), "data");
-        if (reinterpret_cast<uintptr_t>(source) % 64 != 0) throw Error(MDRT_ERROR_ARGUMENT, "data must be aligned to 64 bytes");
+        if (reinterpret_cast<uintptr_t>(source) % 64 != 0)
+          throw Error(MDRT_ERROR_ARGUMENT, "data must be aligned to 64 bytes");
         return Bundle::from_memory(source, size);
       },
       data, size_bytes);
@@ -183,8 +198,9 @@ mdrt_status mdrt_get_size(mdrt_model* model, int32_t* width, int32_t* height) {
 
 mdrt_status mdrt_get_schedule_count(mdrt_model* model, int32_t* count) {
   if (!model) return MDRT_ERROR_ARGUMENT;
-  return with_model(model->handle,
-                    [&](Model& open) { required(count, "count") = static_cast<int32_t>(open.pipeline().schedules.size()); });
+  return with_model(model->handle, [&](Model& open) {
+    required(count, "count") = static_cast<int32_t>(open.pipeline().schedules.size());
+  });
 }
 
 mdrt_status mdrt_get_schedule(mdrt_model* model, int32_t index, int32_t* num_inference_steps, double* guidance_scale,
@@ -204,8 +220,9 @@ mdrt_status mdrt_get_schedule(mdrt_model* model, int32_t index, int32_t* num_inf
 
 mdrt_status mdrt_get_component_count(mdrt_model* model, int32_t* count) {
   if (!model) return MDRT_ERROR_ARGUMENT;
-  return with_model(model->handle,
-                    [&](Model& open) { required(count, "count") = static_cast<int32_t>(open.bundle().graphs().size()); });
+  return with_model(model->handle, [&](Model& open) {
+    required(count, "count") = static_cast<int32_t>(open.bundle().graphs().size());
+  });
 }
 
 mdrt_status mdrt_get_component_name(mdrt_model* model, int32_t index, const char** name) {
@@ -240,21 +257,24 @@ mdrt_status mdrt_get_output(mdrt_model* model, const char* component, int32_t in
     const Graph& graph = open.graph(&required(component, "component"));
     required(tensor, "tensor");
     if (index < 0 || static_cast<size_t>(index) >= graph.outputs.size()) {
-      throw fail(MDRT_ERROR_ARGUMENT, "%s has no output %d; it has %zu", graph.name.c_str(), index, graph.outputs.size());
+      throw fail(MDRT_ERROR_ARGUMENT, "%s has no output %d; it has %zu", graph.name.c_str(), index,
+                 graph.outputs.size());
     }
     const size_t i = static_cast<size_t>(index);
-    describe(tensor, graph.outputs[i].name, DType::fp32, known_shapes(graph)[static_cast<size_t>(graph.outputs[i].value)]);
+    describe(tensor, graph.outputs[i].name, DType::fp32,
+             known_shapes(graph)[static_cast<size_t>(graph.outputs[i].value)]);
   });
 }
 
-mdrt_status mdrt_run(mdrt_model* model, const char* component, const mdrt_tensor* inputs, int32_t num_inputs, mdrt_tensor* outputs,
-                     int32_t num_outputs) {
+mdrt_status mdrt_run(mdrt_model* model, const char* component, const mdrt_tensor* inputs, int32_t num_inputs,
+                     mdrt_tensor* outputs, int32_t num_outputs) {
   if (!model) return MDRT_ERROR_ARGUMENT;
   Handle& handle = *model->handle;
   return with_model(model->handle, [&](Model& open) {
     refuse_beside_job(handle);
     handle.cancel = false;
-    run_component(open, {&handle.cancel, handle.poll, handle.poll_user}, &required(component, "component"), inputs, num_inputs, outputs, num_outputs);
+    run_component(open, {&handle.cancel, handle.poll, handle.poll_user}, &required(component, "component"), inputs,
+                  num_inputs, outputs, num_outputs);
   });
 }
 
@@ -279,7 +299,8 @@ mdrt_status mdrt_advance(mdrt_job* job, mdrt_event* event) {
   return with_model(job->handle, [&](Model& open) {
     mdrt_event& reached = required(event, "event");
     if (job->failed || job->job->done()) {
-      throw Error(MDRT_ERROR_STATE, job->failed ? "the job failed or was cancelled; begin a new one" : "the job is already done");
+      throw Error(MDRT_ERROR_STATE,
+                  job->failed ? "the job failed or was cancelled; begin a new one" : "the job is already done");
     }
     try {
       reached = job->job->advance(handle.cancel);
@@ -304,7 +325,8 @@ mdrt_status mdrt_get_latents(mdrt_job* job, float* latents, size_t count) {
     const std::array<int64_t, 4> shape = done.latents_shape();
     const int64_t needed = shape[0] * shape[1] * shape[2] * shape[3];
     if (count != static_cast<size_t>(needed)) {
-      throw fail(MDRT_ERROR_ARGUMENT, "count is %zu, but the latent has %lld floats", count, static_cast<long long>(needed));
+      throw fail(MDRT_ERROR_ARGUMENT, "count is %zu, but the latent has %lld floats", count,
+                 static_cast<long long>(needed));
     }
     done.copy_latents(latents);
   });
@@ -334,14 +356,15 @@ void mdrt_end(mdrt_job* job) {
   drop();
 }
 
-mdrt_status mdrt_generate(mdrt_model* model, const mdrt_generate_params* params, mdrt_callback callback, void* user, uint8_t* pixels,
-                          size_t stride_bytes) {
+mdrt_status mdrt_generate(mdrt_model* model, const mdrt_generate_params* params, mdrt_callback callback, void* user,
+                          uint8_t* pixels, size_t stride_bytes) {
   if (!model) return MDRT_ERROR_ARGUMENT;
   Handle& handle = *model->handle;
   return with_model(model->handle, [&](Model& open) {
     check_params(params);
     required(pixels, "pixels");
-    if (params->latent_only) throw Error(MDRT_ERROR_ARGUMENT, "latent_only gives no picture; use mdrt_begin and mdrt_get_latents");
+    if (params->latent_only)
+      throw Error(MDRT_ERROR_ARGUMENT, "latent_only gives no picture; use mdrt_begin and mdrt_get_latents");
     refuse_beside_job(handle);
     handle.cancel = false;
     try {

@@ -33,7 +33,8 @@ void check_shape(const char* name, const mdrt_tensor& tensor) {
   }
   for (int32_t i = 0; i < tensor.rank; ++i) {
     if (tensor.shape[i] >= 1) continue;
-    throw fail(MDRT_ERROR_ARGUMENT, "input %.256s has a dimension of %lld", name, static_cast<long long>(tensor.shape[i]));
+    throw fail(MDRT_ERROR_ARGUMENT, "input %.256s has a dimension of %lld", name,
+               static_cast<long long>(tensor.shape[i]));
   }
 }
 
@@ -63,8 +64,8 @@ void describe(mdrt_tensor* output, const Shape& shape) {
   std::copy(shape.begin(), shape.end(), output->shape);
   const int64_t needed = size_bytes(output->shape, output->rank);
   if (!output->data || output->size_bytes >= static_cast<size_t>(needed)) return;
-  throw fail(MDRT_ERROR_ARGUMENT, "output %.256s needs %lld bytes, but size_bytes is %zu", output->name, static_cast<long long>(needed),
-             output->size_bytes);
+  throw fail(MDRT_ERROR_ARGUMENT, "output %.256s needs %lld bytes, but size_bytes is %zu", output->name,
+             static_cast<long long>(needed), output->size_bytes);
 }
 
 void compute(Executor& executor, const std::vector<Feed>& feeds, const Stop& stop) {
@@ -101,22 +102,25 @@ std::vector<Feed> read_inputs(const Graph& graph, const mdrt_tensor* inputs, int
       throw fail(MDRT_ERROR_ARGUMENT, "input %.256s must have dtype %s", name, dtype_name(input.dtype));
     }
     Feed feed = {tensor.data, Shape(tensor.shape, tensor.shape + tensor.rank)};
-    if (!by_name.emplace(name, std::move(feed)).second) throw fail(MDRT_ERROR_ARGUMENT, "input %.256s is given twice", name);
+    if (!by_name.emplace(name, std::move(feed)).second)
+      throw fail(MDRT_ERROR_ARGUMENT, "input %.256s is given twice", name);
   }
   return order_feeds(graph, by_name);
 }
 
-void run_component(Model& model, const Stop& stop, const std::string& component, const mdrt_tensor* inputs, int32_t num_inputs,
-                   mdrt_tensor* outputs, int32_t num_outputs) {
+void run_component(Model& model, const Stop& stop, const std::string& component, const mdrt_tensor* inputs,
+                   int32_t num_inputs, mdrt_tensor* outputs, int32_t num_outputs) {
   const Graph& graph = model.graph(component);
   const std::vector<int32_t> values = find_values(graph, outputs, num_outputs);
-  const bool need_data = std::any_of(outputs, outputs + num_outputs, [](const mdrt_tensor& output) { return output.data; });
+  const bool need_data =
+      std::any_of(outputs, outputs + num_outputs, [](const mdrt_tensor& output) { return output.data; });
   const std::vector<Feed> feeds = read_inputs(graph, inputs, num_inputs, need_data);
   std::vector<Shape> shapes;
   for (const Feed& feed : feeds) shapes.push_back(feed.shape);
   std::vector<int32_t> wanted;          // what the executor has to keep
   for (int32_t value : values) {
-    if (value >= graph.weight_base() && std::find(wanted.begin(), wanted.end(), value) == wanted.end()) wanted.push_back(value);
+    if (value >= graph.weight_base() && std::find(wanted.begin(), wanted.end(), value) == wanted.end())
+      wanted.push_back(value);
   }
   Executor& executor = model.executor(component);
   model.release_memory(&executor);

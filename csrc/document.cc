@@ -13,7 +13,7 @@ namespace {
 using Type = Json::Type;
 using Value = Json::Value;
 
-constexpr uint32_t kMaxWeights = 16384, kMaxNodes = 65536;
+constexpr uint32_t kMaxWeights = 16384, kMaxNodes = 8192;
 
 [[noreturn]] void refuse(const std::string& where, const std::string& what) { throw Error(MDRT_ERROR_BUNDLE, where + what); }
 // The same for members of a class that has a refuse() of its own.

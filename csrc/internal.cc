@@ -31,12 +31,14 @@ std::string make_build_json() {
   } catch (const Error&) {
     // MDRT_ISA names one that does not run here: none is chosen, and opening a model says why.
   }
-  std::string text = std::string("{\"version\": \"") + mdrt_version() + "\", \"compiler\": \"" + kCompiler + "\", \"cpu_features\": \"" +
-                     cpu_features() + "\", \"usable_cores\": " + std::to_string(usable_cores()) + ", \"isas\": [";
+  std::string text = std::string("{\"version\": \"") + mdrt_version() + "\", \"compiler\": \"" + kCompiler +
+                     "\", \"cpu_features\": \"" + cpu_features() +
+                     "\", \"usable_cores\": " + std::to_string(usable_cores()) + ", \"isas\": [";
   for (const Isa& isa : compiled_isas()) {
     if (text.back() != '[') text += ", ";
-    text += std::string("{\"name\": \"") + isa.name + "\", \"features\": \"" + isa.features + "\", \"compiled\": true, \"usable\": " +
-            (is_usable(isa) ? "true" : "false") + ", \"chosen\": " + (chosen == isa.name ? "true" : "false") + "}";
+    text += std::string("{\"name\": \"") + isa.name + "\", \"features\": \"" + isa.features +
+            "\", \"compiled\": true, \"usable\": " + (is_usable(isa) ? "true" : "false") +
+            ", \"chosen\": " + (chosen == isa.name ? "true" : "false") + "}";
   }
   return text + "]}";
 }
@@ -72,12 +74,13 @@ mdrt_status stored_shape_of(const char* kind, const char* format, const int64_t*
 mdrt_status pack_weight(const char* kind, const char* format, const float* source, const int64_t* shape, int32_t rank,
                         void* destination, size_t destination_bytes, char* errbuf, size_t errbuf_size) {
   return guarded(errbuf, errbuf_size, [&] {
-    pack(find_format(kind, format), source, shape_of(shape, rank), destination, static_cast<int64_t>(destination_bytes));
+    pack(find_format(kind, format), source, shape_of(shape, rank), destination,
+         static_cast<int64_t>(destination_bytes));
   });
 }
 
-mdrt_status unpack_weight(const char* kind, const char* format, const void* source, size_t source_bytes, const int64_t* shape,
-                          int32_t rank, float* destination, char* errbuf, size_t errbuf_size) {
+mdrt_status unpack_weight(const char* kind, const char* format, const void* source, size_t source_bytes,
+                          const int64_t* shape, int32_t rank, float* destination, char* errbuf, size_t errbuf_size) {
   return guarded(errbuf, errbuf_size, [&] {
     unpack(find_format(kind, format), source, static_cast<int64_t>(source_bytes), shape_of(shape, rank), destination);
   });
@@ -86,10 +89,12 @@ mdrt_status unpack_weight(const char* kind, const char* format, const void* sour
 // These three read what never changes while a model is open, so they take no lock.
 const char* metadata(const mdrt_model* model) { return model->handle->model->bundle().metadata().c_str(); }
 
-int32_t tensor_count(const mdrt_model* model) { return static_cast<int32_t>(model->handle->model->bundle().tensors().size()); }
+int32_t tensor_count(const mdrt_model* model) {
+  return static_cast<int32_t>(model->handle->model->bundle().tensors().size());
+}
 
-mdrt_status tensor(const mdrt_model* model, int32_t index, const char** name, const char** dtype, int64_t shape[6], int32_t* rank,
-                   const void** data, size_t* size_bytes) {
+mdrt_status tensor(const mdrt_model* model, int32_t index, const char** name, const char** dtype, int64_t shape[6],
+                   int32_t* rank, const void** data, size_t* size_bytes) {
   const std::vector<StoredTensor>& tensors = model->handle->model->bundle().tensors();
   if (index < 0 || static_cast<size_t>(index) >= tensors.size()) return MDRT_ERROR_ARGUMENT;
   const StoredTensor& found = tensors[static_cast<size_t>(index)];
@@ -102,9 +107,8 @@ mdrt_status tensor(const mdrt_model* model, int32_t index, const char** name, co
   return MDRT_OK;
 }
 
-// *count is how many ids there are, even when they do not fit.
-mdrt_status tokenize(mdrt_model* model, const char* text, size_t text_bytes, int32_t padded, int32_t* ids, size_t capacity,
-                     size_t* count) {
+mdrt_status tokenize(mdrt_model* model, const char* text, size_t text_bytes, int32_t padded, int32_t* ids,
+                     size_t capacity, size_t* count) {
   return with_model(model->handle, [&](Model& open) {
     const std::string_view view(text, text_bytes);
     const std::vector<int32_t> found = padded ? open.tokenizer().encode_padded(view) : open.tokenizer().encode(view);
@@ -113,7 +117,8 @@ mdrt_status tokenize(mdrt_model* model, const char* text, size_t text_bytes, int
   });
 }
 
-mdrt_status describe_plan(mdrt_model* model, const char* component, const mdrt_tensor* inputs, int32_t num_inputs, char** text) {
+mdrt_status describe_plan(mdrt_model* model, const char* component, const mdrt_tensor* inputs, int32_t num_inputs,
+                          char** text) {
   *text = nullptr;
   return with_model(model->handle, [&](Model& open) {
     if (model->handle->unfinished_job) throw Error(MDRT_ERROR_STATE, "a job of this model is unfinished; end it first");

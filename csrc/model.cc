@@ -10,7 +10,8 @@
 
 namespace mdrt {
 
-Model::Model(std::unique_ptr<Bundle> bundle, int threads, int64_t max_memory_bytes) : bundle_(std::move(bundle)), pool_(threads) {
+Model::Model(std::unique_ptr<Bundle> bundle, int threads, int64_t max_memory_bytes)
+    : bundle_(std::move(bundle)), pool_(threads) {
   options_.max_memory_bytes = max_memory_bytes;
   const char* fuse = getenv("MDRT_FUSE");
   options_.fuse = !fuse || strcmp(fuse, "0") != 0;
@@ -18,7 +19,8 @@ Model::Model(std::unique_ptr<Bundle> bundle, int threads, int64_t max_memory_byt
 
 const PipelineInfo& Model::pipeline() const {
   if (!bundle_->pipeline()) {
-    throw Error(MDRT_ERROR_ARGUMENT, "this bundle has no pipeline, only components; run a component or open a complete bundle");
+    throw Error(MDRT_ERROR_ARGUMENT,
+                "this bundle has no pipeline, only components; run a component or open a complete bundle");
   }
   return *bundle_->pipeline();
 }
@@ -78,8 +80,8 @@ std::vector<Feed> order_feeds(const Graph& graph, const std::map<std::string, Fe
   if (by_name.size() != feeds.size()) {
     std::string known;
     for (const GraphInput& input : graph.inputs) known += (known.empty() ? "" : ", ") + input.name;
-    throw fail(MDRT_ERROR_ARGUMENT, "%s was given %zu inputs, but takes %zu: %s", graph.name.c_str(), by_name.size(), feeds.size(),
-               known.c_str());
+    throw fail(MDRT_ERROR_ARGUMENT, "%s was given %zu inputs, but takes %zu: %s", graph.name.c_str(), by_name.size(),
+               feeds.size(), known.c_str());
   }
   return feeds;
 }

@@ -41,7 +41,8 @@ class Model {
   std::map<std::string, std::unique_ptr<Executor>> executors_;
 };
 
-// How many multiply-adds make about 50 ms on this machine: the length of a slice between two callbacks. Learns from every slice.
+// How many multiply-adds make about 50 ms on this machine: the length of a slice between two callbacks. Learns from
+// every slice.
 class Pace {
  public:
   int64_t slice_macs() const { return static_cast<int64_t>(macs_per_second_ * kSliceSeconds) + 1; }

@@ -49,7 +49,8 @@ int32_t output_value(const Graph& graph, const char* name) {
   for (const GraphOutput& output : graph.outputs) {
     if (output.name == name) return output.value;
   }
-  throw fail(MDRT_ERROR_BUNDLE, "%s has no output %s, which a pipeline needs; convert the checkpoint again", graph.name.c_str(), name);
+  throw fail(MDRT_ERROR_BUNDLE, "%s has no output %s, which a pipeline needs; convert the checkpoint again",
+             graph.name.c_str(), name);
 }
 
 struct NamedInput {
@@ -62,10 +63,11 @@ struct NamedInput {
 std::vector<Shape> input_shapes(const Graph& graph, const std::vector<NamedInput>& inputs) {
   std::vector<Shape> shapes;
   for (const GraphInput& wanted : graph.inputs) {
-    const auto found = std::find_if(inputs.begin(), inputs.end(), [&](const NamedInput& input) { return wanted.name == input.name; });
+    const auto found =
+        std::find_if(inputs.begin(), inputs.end(), [&](const NamedInput& input) { return wanted.name == input.name; });
     if (found == inputs.end() || found->dtype != wanted.dtype) {
-      throw fail(MDRT_ERROR_BUNDLE, "input %s of %s is not one that a pipeline can give; convert the checkpoint again", wanted.name.c_str(),
-                 graph.name.c_str());
+      throw fail(MDRT_ERROR_BUNDLE, "input %s of %s is not one that a pipeline can give; convert the checkpoint again",
+                 wanted.name.c_str(), graph.name.c_str());
     }
     shapes.push_back(found->shape);
   }
@@ -74,7 +76,8 @@ std::vector<Shape> input_shapes(const Graph& graph, const std::vector<NamedInput
 
 void expect_shape(const Graph& graph, const Executor& executor, int32_t value, const Shape& expected) {
   if (executor.value_shape(value) == expected) return;
-  throw fail(MDRT_ERROR_BUNDLE, "the output of %s does not fit the pipeline's sizes; convert the checkpoint again", graph.name.c_str());
+  throw fail(MDRT_ERROR_BUNDLE, "the output of %s does not fit the pipeline's sizes; convert the checkpoint again",
+             graph.name.c_str());
 }
 
 void check_schedule(const std::vector<ScheduleRow>& rows, double init_noise_sigma) {
@@ -84,13 +87,20 @@ void check_schedule(const std::vector<ScheduleRow>& rows, double init_noise_sigm
   int kept = 0;
   for (size_t i = 0; i < rows.size(); ++i) {
     const ScheduleRow& row = rows[i];
-    for (double value : {row.t, row.p, row.q, row.clip, row.a, row.b, row.e, row.c1, row.c2, row.c3, row.d, row.keep, row.m, row.n}) {
-      if (!std::isfinite(value)) throw fail(MDRT_ERROR_ARGUMENT, "schedule row %zu holds a number that is not finite", i);
+    for (double value :
+         {row.t, row.p, row.q, row.clip, row.a, row.b, row.e, row.c1, row.c2, row.c3, row.d, row.keep, row.m, row.n}) {
+      if (!std::isfinite(value))
+        throw fail(MDRT_ERROR_ARGUMENT, "schedule row %zu holds a number that is not finite", i);
     }
-    if (row.clip < 0) throw fail(MDRT_ERROR_ARGUMENT, "schedule row %zu has clip %g; use 0 for none, else a positive number", i, row.clip);
-    if (row.keep != 0 && row.keep != 1) throw fail(MDRT_ERROR_ARGUMENT, "schedule row %zu has keep %g; use 0 or 1", i, row.keep);
+    if (row.clip < 0)
+      throw fail(MDRT_ERROR_ARGUMENT, "schedule row %zu has clip %g; use 0 for none, else a positive number", i,
+                 row.clip);
+    if (row.keep != 0 && row.keep != 1)
+      throw fail(MDRT_ERROR_ARGUMENT, "schedule row %zu has keep %g; use 0 or 1", i, row.keep);
     const int needed = row.c3 != 0 ? 3 : row.c2 != 0 ? 2 : row.c1 != 0 ? 1 : 0;
-    if (needed > kept) throw fail(MDRT_ERROR_ARGUMENT, "schedule row %zu uses y%d, but only %d earlier rows keep theirs", i, needed, kept);
+    if (needed > kept)
+      throw fail(MDRT_ERROR_ARGUMENT, "schedule row %zu uses y%d, but only %d earlier rows keep theirs", i, needed,
+                 kept);
     if (row.keep == 1) ++kept;
   }
 }
@@ -105,8 +115,9 @@ const Schedule& nearest_schedule(const PipelineInfo& pipeline, int count) {
 
 }  // namespace
 
-void apply_schedule_row(const ScheduleRow& row, double guidance_scale, const std::vector<float>& out, const std::vector<float>& noise,
-                        std::vector<float>* x, std::array<std::vector<float>, 3>* kept) {
+void apply_schedule_row(const ScheduleRow& row, double guidance_scale, const std::vector<float>& out,
+                        const std::vector<float>& noise, std::vector<float>* x,
+                        std::array<std::vector<float>, 3>* kept) {
   const size_t count = x->size();
   const bool guided = out.size() == 2 * count;
   std::vector<float> y_now(row.keep == 1 ? count : 0);
@@ -148,8 +159,8 @@ void Job::choose_size(const mdrt_generate_params& params) {
     if (wanted < 0) throw fail(MDRT_ERROR_ARGUMENT, "%s is %d, but must be positive", name, wanted);
     if (wanted % scale != 0) {
       const int64_t nearest = std::max<int64_t>(1, (static_cast<int64_t>(wanted) + scale / 2) / scale) * scale;
-      throw fail(MDRT_ERROR_ARGUMENT, "%s is %d, but must be a multiple of %d; the nearest is %lld", name, wanted, scale,
-                 static_cast<long long>(nearest));
+      throw fail(MDRT_ERROR_ARGUMENT, "%s is %d, but must be a multiple of %d; the nearest is %lld", name, wanted,
+                 scale, static_cast<long long>(nearest));
     }
     return static_cast<int>(wanted);
   };
@@ -164,7 +175,8 @@ void Job::choose_schedule(const mdrt_generate_params& params) {
   if (params.num_inference_steps < 0) {
     throw fail(MDRT_ERROR_ARGUMENT, "num_inference_steps is %d, but must be at least 1", params.num_inference_steps);
   }
-  if (pipeline_.schedules.empty()) throw Error(MDRT_ERROR_BUNDLE, "pipeline.schedules is empty; convert the checkpoint again");
+  if (pipeline_.schedules.empty())
+    throw Error(MDRT_ERROR_BUNDLE, "pipeline.schedules is empty; convert the checkpoint again");
   if ((params.schedule == nullptr) != (params.schedule_rows == 0)) {
     throw Error(MDRT_ERROR_ARGUMENT, "schedule and schedule_rows belong together; give both or neither");
   }
@@ -187,14 +199,17 @@ void Job::choose_schedule(const mdrt_generate_params& params) {
       for (const Schedule& schedule : pipeline_.schedules) {
         known += (known.empty() ? "" : ", ") + std::to_string(schedule.num_inference_steps);
       }
-      throw fail(MDRT_ERROR_ARGUMENT, "no schedule for %d steps is stored; use one of %.200s, or give the rows", count, known.c_str());
+      throw fail(MDRT_ERROR_ARGUMENT, "no schedule for %d steps is stored; use one of %.200s, or give the rows", count,
+                 known.c_str());
     }
     rows_ = stored.rows;
     init_noise_sigma_ = stored.init_noise_sigma;
   }
   check_schedule(rows_, init_noise_sigma_);
-  guidance_scale_ = std::isnan(params.guidance_scale) ? nearest_schedule(pipeline_, count).guidance_scale : params.guidance_scale;
-  if (!std::isfinite(guidance_scale_)) throw Error(MDRT_ERROR_ARGUMENT, "guidance_scale is infinite; use a number such as 7.5");
+  guidance_scale_ =
+      std::isnan(params.guidance_scale) ? nearest_schedule(pipeline_, count).guidance_scale : params.guidance_scale;
+  if (!std::isfinite(guidance_scale_))
+    throw Error(MDRT_ERROR_ARGUMENT, "guidance_scale is infinite; use a number such as 7.5");
   batch_ = guidance_scale_ > 1 ? 2 : 1;
 }
 
@@ -287,8 +302,11 @@ mdrt_event Job::event(mdrt_stage stage, double stage_fraction) const {
   mdrt_event event = {};
   event.stage = stage;
   event.total = static_cast<int32_t>(rows_.size());
-  event.step = stage == MDRT_STAGE_TEXT_ENCODER ? 0 : stage == MDRT_STAGE_UNET ? static_cast<int32_t>(row_) + 1 : event.total;
-  event.fraction = stage == MDRT_STAGE_DONE ? 1 : std::min(1.0, (macs_done_ + stage_fraction * stage_macs(stage)) / total_macs_);
+  event.step = stage == MDRT_STAGE_TEXT_ENCODER ? 0
+               : stage == MDRT_STAGE_UNET       ? static_cast<int32_t>(row_) + 1
+                                                : event.total;
+  event.fraction =
+      stage == MDRT_STAGE_DONE ? 1 : std::min(1.0, (macs_done_ + stage_fraction * stage_macs(stage)) / total_macs_);
   return event;
 }
 
@@ -310,7 +328,8 @@ void Job::start_stage() {
     for (size_t i = 0; i < x_.size(); ++i) {
       latent[i] = static_cast<float>(static_cast<double>(x_[i]) / pipeline_.scaling_factor + pipeline_.shift_factor);
     }
-    executor().start(order_feeds(graph, {{"latent_sample", {latent.data(), {1, latent_height_, latent_width_, channels_}}}}));
+    executor().start(
+        order_feeds(graph, {{"latent_sample", {latent.data(), {1, latent_height_, latent_width_, channels_}}}}));
   }
   started_ = true;
 }
@@ -337,7 +356,8 @@ void Job::finish_unet_call() {
   executor().fetch(unet_output_, out.data());
   apply_schedule_row(row, guidance_scale_, out, row.d != 0 ? draw_noise() : std::vector<float>(), &x_, &kept_);
   if (!all_finite(x_)) {
-    throw fail(MDRT_ERROR_NUMERIC, "model call %zu of %zu gave NaN or infinity; check the file (mdrt inspect --verify) and guidance_scale",
+    throw fail(MDRT_ERROR_NUMERIC,
+               "model call %zu of %zu gave NaN or infinity; check the file (mdrt inspect --verify) and guidance_scale",
                row_ + 1, rows_.size());
   }
   if (++row_ < rows_.size()) return;
@@ -358,6 +378,8 @@ void Job::finish_decoder() {
   }
 }
 
-void Job::copy_latents(float* nchw) const { to_channels_first(x_.data(), channels_, latent_height_ * latent_width_, nchw); }
+void Job::copy_latents(float* nchw) const {
+  to_channels_first(x_.data(), channels_, latent_height_ * latent_width_, nchw);
+}
 
 }  // namespace mdrt

@@ -65,8 +65,8 @@ __all__ = [
 
 if importlib.util.find_spec("mdrt._core") is None:
     raise ImportError(
-        f"the compiled part of mdrt is missing in {Path(__file__).parent}: run `pip install .` in the clone and start Python "
-        "in another folder, or run `pip install -e .`"
+        f"the compiled part of mdrt is missing in {Path(__file__).parent}: run `pip install .` in the clone and start "
+        "Python in another folder, or run `pip install -e .`"
     )
 
 # Imported on first use: `import mdrt` costs no numpy. A name without a module is a module itself.

@@ -1,4 +1,4 @@
-"""Types of the compiled extension (csrc/bind). Private: it may change with every build."""
+# Types of the compiled extension (csrc/bind). Private: it may change with every build.
 
 import os
 from collections.abc import Mapping, Sequence

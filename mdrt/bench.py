@@ -138,12 +138,16 @@ def _status_bytes(key: str) -> int | None:
 
 def text(results: dict[str, Any]) -> str:
     """`run` for people."""
-    lines = [f"{results['model']}: isa {results['isa']}, {results['threads']} threads, opened in {results['open_seconds']:.3f} s"]
+    machine = f"isa {results['isa']}, {results['threads']} threads"
+    lines = [f"{results['model']}: {machine}, opened in {results['open_seconds']:.3f} s"]
     for name, stage in results["stages"].items():
         lines.append(
             f"  {name:<12} {stage['seconds']:9.4f} s  {stage['gmac']:9.3f} GMAC  {stage['gmac_per_second']:8.1f} GMAC/s"
         )
-    for key, label in (("peak_rss_bytes", "peak memory (VmHWM)"), ("anonymous_rss_bytes", "anonymous memory (RssAnon)")):
+    for key, label in (
+        ("peak_rss_bytes", "peak memory (VmHWM)"),
+        ("anonymous_rss_bytes", "anonymous memory (RssAnon)"),
+    ):
         if results[key] is not None:
             lines.append(f"  {label}: {results[key] / 1e6:.0f} MB")
     return "\n".join(lines)

@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     handler: Callable[[argparse.Namespace], int] = options.handler
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")    # a prompt or a name may not fit the terminal's encoding
+        sys.stdout.reconfigure(errors="backslashreplace")  # a prompt or a name may not fit the terminal's encoding
     try:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -79,7 +79,12 @@ def _add_generate(commands: Any) -> None:
     command.set_defaults(handler=_generate, usage_error=command.error)
     add = command.add_argument
     add("prompt", nargs="?", help="the text; read from standard input when left out")
-    add("-o", "--output", metavar="FILE", help="PNG file; - is standard output; %%d is the picture's number; default: a free name")
+    add(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="PNG file; - is standard output; %%d is the picture's number; default: a free name",
+    )
     add("--prompts", metavar="FILE", help="a prompt on each line")
     add("--count", type=_positive, default=1, metavar="N", help="pictures of each prompt")
     add("--steps", type=_positive, metavar="N", help="model calls")
@@ -113,7 +118,13 @@ def _add_new(commands: Any) -> None:
     command.set_defaults(handler=_new)
     add = command.add_argument
     add("--preset", choices=["mobilediffusion", "mobilediffusion-lite"], required=True)
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a configuration value, such as unet.num_attention_heads=8")
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a configuration value, such as unet.num_attention_heads=8",
+    )
     add("--tokenizer", metavar="DIR", help="take the vocabulary from here; default: a made-up one")
     add("-o", "--output", required=True, metavar="DIR")
 
@@ -156,8 +167,12 @@ def _add_model(command: argparse.ArgumentParser) -> None:
 
 
 def _add_machine(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--threads", type=_positive, metavar="N", help="default: MDRT_THREADS, else the physical cores")
-    command.add_argument("--max-memory", type=_bytes, metavar="BYTES", help="such as 512M or 1G; default: what is available")
+    command.add_argument(
+        "--threads", type=_positive, metavar="N", help="default: MDRT_THREADS, else the physical cores"
+    )
+    command.add_argument(
+        "--max-memory", type=_bytes, metavar="BYTES", help="such as 512M or 1G; default: what is available"
+    )
 
 
 def _positive(text: str) -> int:
@@ -297,7 +312,7 @@ def _progress(options: argparse.Namespace) -> tuple[Callable[[Event], None] | No
             lambda event: print(json.dumps({key: getattr(event, key) for key in keys}), file=sys.stderr, flush=True),
             lambda: None,
         )
-    from tqdm import tqdm  # type: ignore[import-untyped]
+    from tqdm import tqdm
 
     bar = tqdm(total=100.0, leave=False, bar_format="{desc:<14}{percentage:3.0f}% |{bar}| {elapsed}<{remaining}")
 
@@ -328,7 +343,12 @@ def _convert(options: argparse.Namespace) -> int:
 def _new(options: argparse.Namespace) -> int:
     from weights_tools.new import new
 
-    new(options.output, preset=options.preset, settings=dict(_setting(text) for text in options.set), tokenizer=options.tokenizer)
+    new(
+        options.output,
+        preset=options.preset,
+        settings=dict(_setting(text) for text in options.set),
+        tokenizer=options.tokenizer,
+    )
     return 0
 
 

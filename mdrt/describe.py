@@ -77,15 +77,21 @@ def file_text(found: dict[str, Any]) -> str:
         if "mdrt" in found:
             lines += ["", "mdrt: " + json.dumps(found["mdrt"], ensure_ascii=False)]
         return "\n".join(lines).strip()
-    lines = [f"{found['file']}: bundle, format {'.'.join(map(str, found['format']))}, {_megabytes(found['file_bytes'])}"]
+    lines = [
+        f"{found['file']}: bundle, format {'.'.join(map(str, found['format']))}, {_megabytes(found['file_bytes'])}"
+    ]
     for name, component in found["components"].items():
         formats = " + ".join(f"{dtype} {_megabytes(size)}" for dtype, size in component["bytes_by_dtype"].items())
         inputs = ", ".join(f"{key} [{', '.join(map(str, shape))}]" for key, shape in component["inputs"].items())
-        lines.append(f"  {name}: {component['parameters'] / 1e6:.1f} M parameters, {formats}, {component['nodes']} nodes")
+        lines.append(
+            f"  {name}: {component['parameters'] / 1e6:.1f} M parameters, {formats}, {component['nodes']} nodes"
+        )
         lines.append(f"    {inputs} -> {', '.join(component['outputs'])}")
     pipeline = found["pipeline"]
     if pipeline:
-        lines.append(f"  pictures: {pipeline['width']}x{pipeline['height']}, latents of {pipeline['latent_channels']} channels")
+        lines.append(
+            f"  pictures: {pipeline['width']}x{pipeline['height']}, latents of {pipeline['latent_channels']} channels"
+        )
         for schedule in pipeline["schedules"]:
             default = " (default)" if schedule is pipeline["schedules"][0] else ""
             steps, guidance = schedule["num_inference_steps"], schedule["guidance_scale"]

@@ -14,7 +14,7 @@ from mdrt.errors import Error, WriteError
 
 @contextmanager
 def replacing(path: str | PathLike[str]) -> Iterator[BinaryIO]:
-    """Opens a temporary file that becomes `path` when the block ends and the data is on the disk, and vanishes if it fails.
+    """Opens a temporary file that becomes `path` when the block has ended and the data is on disk; else it vanishes.
 
     Raises:
         WriteError: the file cannot be written; what was there before is untouched.
@@ -36,7 +36,7 @@ def replacing(path: str | PathLike[str]) -> Iterator[BinaryIO]:
             raise
         _sync_folder(folder)
     except OSError as error:
-        if isinstance(error, Error):    # of the block: reading something else failed
+        if isinstance(error, Error):  # of the block: reading something else failed
             raise
         raise WriteError(f"cannot write {path}: {error.strerror or error}") from error
 

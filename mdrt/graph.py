@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import numbers
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -110,7 +111,7 @@ class Graph:
         exist before they are used. Trailing optional inputs are left out.
 
         Raises:
-            InvalidArgumentError: unknown op or attribute, wrong number of inputs, unknown value, or a name that is taken.
+            InvalidArgumentError: unknown op or attribute, wrong number of inputs, unknown value, or a taken name.
         """
         row = op_table().get(op)
         if row is None:
@@ -255,7 +256,7 @@ def _weight_shape(op: str, slot: str, attributes: Mapping[str, Any]) -> tuple[in
 
 
 def _checked_attributes(name: str, row: Mapping[str, Any], attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """The attributes in the order of the row, in the types of the document; their ranges are the validator's business."""
+    """The attributes in the order of the row, in the types of the document; ranges are the validator's business."""
     expected = [attribute["name"] for attribute in row["attributes"]]
     wrong = [key for key in attributes if key not in expected] or [key for key in expected if key not in attributes]
     if wrong:
@@ -275,8 +276,12 @@ def _attribute_value(name: str, attribute: Mapping[str, Any], value: Any) -> Any
             words = ", ".join(attribute["words"])
             raise InvalidArgumentError(f"node {name}: attribute {attribute['name']} is {value!r}, not one of {words}")
         return value
-    if attribute["type"] == "real":
-        return float(value)
-    if attribute["count"] == 1:
-        return int(value)
-    return [int(entry) for entry in value]
+    count = attribute["count"]
+    entries = [value] if count == 1 else value
+    kind = numbers.Real if attribute["type"] == "real" else numbers.Integral
+    is_list = isinstance(entries, (list, tuple)) and len(entries) == count
+    if not is_list or not all(isinstance(entry, kind) and not isinstance(entry, bool) for entry in entries):
+        what = "a number" if kind is numbers.Real else f"{count} integers" if count > 1 else "an integer"
+        raise InvalidArgumentError(f"node {name}: attribute {attribute['name']} is {value!r}, not {what}")
+    converted = [float(entry) if kind is numbers.Real else int(entry) for entry in entries]
+    return converted[0] if count == 1 else converted

@@ -46,7 +46,7 @@ def conv2d(
     pads: int | Sequence[int] = 0,
     **options: Unpack[Options],
 ) -> Array:
-    """Convolution: x (batch, h, w, in), weight (out, in, kernel_h, kernel_w), bias (out); pads top, left, bottom, right."""
+    """x (batch, h, w, in), weight (out, in, kernel_h, kernel_w), bias (out); pads: top, left, bottom, right."""
     weight = _weight(weight, 4, "(out, in, kernel_h, kernel_w)")
     attributes = {
         "in_channels": weight.shape[1],
@@ -89,7 +89,7 @@ def separable_conv2d(
     pads: int | Sequence[int] = 0,
     **options: Unpack[Options],
 ) -> Array:
-    """A depthwise convolution (channels, kernel_h, kernel_w), then a pointwise one (out, channels, 1, 1), in one plan."""
+    """Depthwise (channels, kernel_h, kernel_w), then pointwise convolution (out, channels, 1, 1), in one plan."""
     depthwise = _weight(depthwise_weight, 3, "(channels, kernel_h, kernel_w)")
     pointwise = _weight(pointwise_weight, 4, "(out, channels, 1, 1)")
     builder = _Builder()
@@ -136,7 +136,7 @@ def self_attention(
     is_causal: bool = False,
     **options: Unpack[Options],
 ) -> Array:
-    """Attention of projected q, k, v (batch, tokens, channels); `attention_fn` "softmax", or "relu": relu(q k / sqrt(d)) / tokens."""
+    """Attention of projected q, k, v (batch, L, channels); `attention_fn` "softmax", or "relu": relu(qk/sqrt(d))/L."""
     attributes = {"num_heads": num_heads, "attention_fn": attention_fn, "is_causal": "true" if is_causal else "false"}
     return _run("attention", [q, k, v], attributes, options)
 
@@ -221,9 +221,7 @@ def resize_like(x: ArrayLike, like: ArrayLike, **options: Unpack[Options]) -> Ar
     return _run("resize_like", [x, like], {}, options)
 
 
-def embedding(
-    input_ids: ArrayLike, weight: ArrayLike, position_weight: ArrayLike, **options: Unpack[Options]
-) -> Array:
+def embedding(input_ids: ArrayLike, weight: ArrayLike, position_weight: ArrayLike, **options: Unpack[Options]) -> Array:
     """input_ids (batch, length), integers; weight (num_embeddings, n) + position_weight (max_length, n)."""
     weight = _weight(weight, 2, "(num_embeddings, n)")
     position_weight = _weight(position_weight, 2, "(max_length, n)")
@@ -253,7 +251,9 @@ class _Builder:
         array = np.asarray(value)
         if array.dtype.kind not in ("iu" if dtype == "int32" else "iuf") or array.ndim == 0 or 0 in array.shape:
             kind = "integers" if dtype == "int32" else "numbers"
-            raise InvalidArgumentError(f"{name}: a filled array of {kind} is needed, not {array.dtype} {list(array.shape)}")
+            raise InvalidArgumentError(
+                f"{name}: a filled array of {kind} is needed, not {array.dtype} {list(array.shape)}"
+            )
         self.feeds[name] = np.ascontiguousarray(array, dtype=np.int32 if dtype == "int32" else np.float32)
         return self.graph.input(name, array.shape, dtype)
 
@@ -265,11 +265,11 @@ class _Builder:
             slot = slots[min(index, len(slots) - 1)]
             if value is None:
                 continue
-            if not isinstance(value, str):
-                weight = f"{name}.{slot['name']}"
-                self.weights[weight] = np.asarray(value, dtype=np.float32)
-                value = weight
-            values.append(value)
+            if isinstance(value, str):
+                values.append(value)
+            else:
+                values.append(f"{name}.{slot['name']}")
+                self.weights[values[-1]] = np.asarray(value, dtype=np.float32)
         return self.graph.add(op, values, name=name, **attributes)
 
     def run(self, value: str, options: Options) -> Array:

@@ -34,7 +34,7 @@ _MAX_PIXELS_PER_SIDE = 65536
 
 @dataclass(frozen=True)
 class Event:
-    """Progress: `step` of `total` model calls in picture `index` of `count`; `fraction` is that of the whole call, 0 to 1.
+    """Progress: model call `step` of `total`, picture `index` of `count`; `fraction` of the whole work, 0 to 1.
 
     `image` is None but in the last event of a stream, where it is what the call returns.
     """
@@ -60,8 +60,8 @@ class _Request:
     width: int
     height: int
     seed: int
-    latents: NDArray[np.float32] | None = field(default=None, repr=False)    # (1, C, h, w)
-    schedule: NDArray[np.float64] | None = field(default=None, repr=False)    # (model calls, 14)
+    latents: NDArray[np.float32] | None = field(default=None, repr=False)  # (1, C, h, w)
+    schedule: NDArray[np.float64] | None = field(default=None, repr=False)  # (model calls, 14)
     init_noise_sigma: float = 1.0
 
 
@@ -102,7 +102,7 @@ class Pipeline:
         self._max_tokens = int(document["tokenizer"]["model_max_length"])
         self._cancel = threading.Event()
         self._lock = threading.Lock()
-        self._owner: tuple[int, int] | None = None    # process and thread that hold the lock
+        self._owner: tuple[int, int] | None = None  # process and thread that hold the lock
 
     def __repr__(self) -> str:
         state = "closed" if self._model is None else f"{self.config['width']}x{self.config['height']}"
@@ -151,7 +151,7 @@ class Pipeline:
             seed: 0 to 2**64 - 1; None: a random one, to be found in `last_seed` and in the picture's `info`.
             num_images_per_prompt: pictures of each prompt.
             latents: start noise, (N, C, height/8, width/8) for N pictures or 1 for all, unit variance.
-            output_type: "pil"; "np": (height, width, 3), float32, 0 to 1; "latent": (1, C, h, w), float32, unit variance.
+            output_type: "pil"; "np": (height, width, 3) float32, 0 to 1; "latent": (1, C, h, w) float32, unit variance.
             callback: called with an `Event` many times a second on the calling thread; returning False cancels.
 
         Returns:
@@ -163,20 +163,24 @@ class Pipeline:
             MemoryLimitError: the size needs more than `max_memory`.
             NumericError: the model made NaN or infinity.
         """
-        events = self.stream(
-            prompt,
-            negative_prompt=negative_prompt,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            width=width,
-            height=height,
-            seed=seed,
-            num_images_per_prompt=num_images_per_prompt,
-            latents=latents,
-            output_type=output_type,
-        )
         image = None
-        with interruptible(), closing(events):
+        with (
+            interruptible(),
+            closing(
+                self.stream(
+                    prompt,
+                    negative_prompt=negative_prompt,
+                    num_inference_steps=num_inference_steps,
+                    guidance_scale=guidance_scale,
+                    width=width,
+                    height=height,
+                    seed=seed,
+                    num_images_per_prompt=num_images_per_prompt,
+                    latents=latents,
+                    output_type=output_type,
+                )
+            ) as events,
+        ):
             for event in events:
                 image = event.image
                 if callback is not None and callback(event) is False and image is None:
@@ -281,7 +285,10 @@ class Pipeline:
                 self._raise_if_cancelled()
                 number, step, total, fraction = job.advance()
                 stage = STAGES[number]
-                yield Event(stage, step, total, fraction), self._result(job, request, output_type) if stage == "done" else None
+                yield (
+                    Event(stage, step, total, fraction),
+                    self._result(job, request, output_type) if stage == "done" else None,
+                )
 
     def _result(self, job: _core.Job, request: _Request, output_type: OutputType) -> Any:
         if output_type == "latent":
@@ -367,7 +374,9 @@ class Pipeline:
             nearest = max(factor, (side + factor // 2) // factor * factor)
             raise InvalidArgumentError(f"{name} {side} is not a multiple of {factor}; the nearest is {nearest}")
         if cells is not None and side != cells * factor:
-            raise InvalidArgumentError(f"{name} {side} does not fit the latents, which make {cells * factor}; leave it out")
+            raise InvalidArgumentError(
+                f"{name} {side} does not fit the latents, which make {cells * factor}; leave it out"
+            )
         return side
 
     def _start_latents(self, latents: Any, count: int) -> NDArray[np.float32] | None:
@@ -387,7 +396,9 @@ class Pipeline:
         tokens = len(model.tokenize(prompt, padded=False))
         if tokens > self._max_tokens:
             logger.warning(
-                "the prompt has %d tokens with begin and end; the model reads %d, the rest is ignored", tokens, self._max_tokens
+                "the prompt has %d tokens with begin and end; the model reads %d, the rest is ignored",
+                tokens,
+                self._max_tokens,
             )
 
 

@@ -63,7 +63,7 @@ def write(image: Image, target: str | PathLike[str] | BinaryIO) -> None:
             image.save(file, "PNG", pnginfo=entries)
         return
     try:
-        with open(path, "wb") as file:    # a device or a pipe, which must not be replaced
+        with open(path, "wb") as file:  # a device or a pipe, which must not be replaced
             image.save(file, "PNG", pnginfo=entries)
     except OSError as error:
         raise WriteError(f"cannot write {path}: {error.strerror or error}") from error

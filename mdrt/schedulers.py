@@ -314,7 +314,8 @@ def _linspace(start: float, end: float, count: int) -> NDArray[np.float32]:
     step = np.float64((last - first) / np.float32(count - 1))
     index = np.arange(count)
     upwards, downwards = np.float64(first) + step * index, np.float64(last) - step * (count - 1 - index)
-    return np.where(index < count // 2, upwards, downwards).astype(np.float32)
+    values: NDArray[np.float64] = np.where(index < count // 2, upwards, downwards)
+    return values.astype(np.float32)
 
 
 def _cumulative_product(values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -332,8 +333,8 @@ def _rescale_zero_terminal_snr(betas: NDArray[np.float32]) -> NDArray[np.float32
         )
     roots = (roots - last) * (first / (first - last))
     alphas_bar = roots * roots
-    alphas = np.concatenate([alphas_bar[:1], alphas_bar[1:] / alphas_bar[:-1]])
-    return np.float32(1) - alphas
+    rescaled: NDArray[np.float32] = np.float32(1) - np.concatenate([alphas_bar[:1], alphas_bar[1:] / alphas_bar[:-1]])
+    return rescaled
 
 
 class _Reader:

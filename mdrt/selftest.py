@@ -16,14 +16,14 @@ from mdrt.ops import REFERENCES, Case
 
 # Two pictures that PyTorch made in float32 from the checkpoint of the built-in model: one step, and eight guided ones.
 GOLDEN = Path(__file__).parent / "models" / "golden.npz"
-MIN_PSNR = 60.0    # dB; the stored weights are halves, the arithmetic float32, so only rounding differs
+MIN_PSNR = 60.0  # dB; the stored weights are halves, the arithmetic float32, so only rounding differs
 
 
 def run(*, threads: int | None = None) -> dict[str, Any]:
     """Every kernel on every instruction set that this CPU executes, then the golden pictures of the built-in model.
 
     Returns:
-        `passed`, `kernels` (per ISA and op: cases, failed cases, worst error as a share of the bound), `pictures` (PSNR).
+        `passed`; `kernels`: for each ISA and op what `check_kernel` returns; `pictures`: prompt, PSNR in dB, passed.
     """
     isas = [isa["name"] for isa in _core.build_info()["isas"] if isa["usable"]]
     kernels = [check_kernel(op, isa, threads) for isa in isas for op in REFERENCES]
@@ -33,7 +33,7 @@ def run(*, threads: int | None = None) -> dict[str, Any]:
 
 
 def check_kernel(op: str, isa: str, threads: int | None = None) -> dict[str, Any]:
-    """Runs all test cases of one op; `failed` of `cases`, `worst` error as a share of the bound that its reference states."""
+    """Runs all cases of one op: how many `failed`, and the `worst` error as a share of its reference's bound."""
     worst, failed = 0.0, 0
     for number, case in enumerate(REFERENCES[op].cases):
         share = _share_of_bound(op, case, number, isa, threads)
@@ -46,7 +46,9 @@ def _share_of_bound(op: str, case: Case, number: int, isa: str, threads: int | N
     """The largest error of the native kernel, 1 being the bound of the op's reference."""
     generator = np.random.default_rng(number)
     attributes = dict(case.attributes)
-    arrays = [_array(slot, shape, attributes, generator) for slot, shape in zip(_slots(op, case), case.shapes, strict=True)]
+    arrays = [
+        _array(slot, shape, attributes, generator) for slot, shape in zip(_slots(op, case), case.shapes, strict=True)
+    ]
     graph, feeds, weights, names = Graph(), {}, {}, []
     for index, (slot, array) in enumerate(zip(_slots(op, case), arrays, strict=True)):
         name = f"{slot['name']}{index}"
@@ -108,7 +110,10 @@ def text(results: dict[str, Any]) -> str:
     lines = []
     for kernel in results["kernels"]:
         state = "FAILED" if kernel["failed"] else "ok"
-        lines.append(f"{kernel['isa']:<8} {kernel['op']:<20} {kernel['cases']:>3} cases  {kernel['worst']:6.3f} of bound  {state}")
+        lines.append(
+            f"{kernel['isa']:<8} {kernel['op']:<20} {kernel['cases']:>3} cases  "
+            f"{kernel['worst']:6.3f} of bound  {state}"
+        )
     for picture in results["pictures"]:
         lines.append(f"{picture['psnr']:5.1f} dB  {picture['prompt']}  {'ok' if picture['passed'] else 'FAILED'}")
     lines.append("passed" if results["passed"] else "FAILED")

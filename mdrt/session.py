@@ -25,7 +25,7 @@ _DTYPES: dict[str, type[np.generic]] = {"fp32": np.float32, "int32": np.int32}
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """An input or output: pictures and latents are NCHW; a dimension is a size, a symbol ("batch"), or None if it follows."""
+    """An input or output, NCHW if it has four dimensions; each is a size, a symbol ("batch"), or None if it follows."""
 
     name: str
     shape: tuple[int | str | None, ...]
@@ -69,7 +69,9 @@ class Session:
             for entry in graph["inputs"]
         ]
         self.outputs = [
-            TensorInfo(name, _channels_second(("batch", *(size or None for size in shape[1:]))), _DTYPES[dtype].__name__)
+            TensorInfo(
+                name, _channels_second(("batch", *(size or None for size in shape[1:]))), _DTYPES[dtype].__name__
+            )
             for name, dtype, shape in self._model.outputs(component)
         ]
         self._interpreter = _reference(self._model, component, graph) if backend == "reference" else None
@@ -165,6 +167,7 @@ def _as_input(entry: TensorInfo, value: Any) -> NDArray[Any]:
         array = array[np.newaxis]
     if array.ndim != len(entry.shape):
         raise InvalidArgumentError(f"{entry.name}: the shape {list(entry.shape)} is needed, not {list(array.shape)}")
-    if entry.dtype == "int32" and array.size and not (-(2**31) <= array.min() and array.max() < 2**31):
+    limits = np.iinfo(np.int32)
+    if entry.dtype == "int32" and array.size and (array.min() < limits.min or array.max() > limits.max):
         raise InvalidArgumentError(f"{entry.name}: a number is outside of int32")
     return np.ascontiguousarray(array, dtype=entry.dtype)

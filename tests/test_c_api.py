@@ -378,7 +378,7 @@ def test_run_that_only_repeats_an_input(lib, model):
 @pytest.mark.parametrize(
     ("inputs", "outputs", "words"),
     [
-        (lambda: [], None, "needs the input input_ids"),
+        (list, None, "needs the input input_ids"),
         (lambda: [tensor(b"ids", ids())], None, "needs the input input_ids"),
         (lambda: [tensor(b"input_ids", ids()), tensor(b"more", ids())], None, "takes 1"),
         (lambda: [tensor(b"input_ids", ids()), tensor(b"input_ids", ids())], None, "given twice"),

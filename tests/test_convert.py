@@ -241,7 +241,7 @@ class TestSpellings:
         (folder / "tokenizer.json").write_text(json.dumps(document))
         self.check(checkpoint, tmp_path, expected)
 
-    def test_special_tokens_as_objects(self, checkpoint, tmp_path, expected):
+    def test_special_tokens_as_objects(self, checkpoint, tmp_path):
         edit_json(
             checkpoint / "tokenizer/tokenizer_config.json", pad_token={"content": "!", "lstrip": False}, unk_token=...
         )

@@ -76,6 +76,10 @@ def test_a_weight_may_be_used_twice_in_one_shape_only():
         ("silu", ["x"], {"alpha": 1}, "attribute 'alpha' is unknown"),
         ("upsample", ["x"], {}, "attribute 'scale_factor' is missing"),
         ("gated_unit", ["x"], {"act_fn": "relu"}, "act_fn is 'relu', not one of silu, gelu"),
+        ("upsample", ["x"], {"scale_factor": 2.5}, "scale_factor is 2.5, not an integer"),
+        ("upsample", ["x"], {"scale_factor": True}, "scale_factor is True, not an integer"),
+        ("upsample", ["x"], {"scale_factor": [2, 2]}, "not an integer"),
+        ("layer_norm", ["x", "w", "b"], {"normalized_shape": 8, "eps": "small"}, "eps is 'small', not a number"),
         ("linear", ["x"], {"in_features": 8, "out_features": 8}, "takes 2 to 3 inputs, not 1"),
     ],
 )

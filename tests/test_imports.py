@@ -65,5 +65,7 @@ def test_no_module_for_everything():
 def test_without_the_compiled_part(tmp_path):
     shutil.copytree(ROOT / "mdrt", tmp_path / "mdrt", ignore=shutil.ignore_patterns("*.so", "*.mdrt", "__pycache__"))
     code = "try:\n import mdrt\nexcept ImportError as error:\n print(error)"
-    result = subprocess.run([sys.executable, "-S", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    result = subprocess.run(
+        [sys.executable, "-S", "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
     assert "the compiled part of mdrt is missing" in result.stdout and "pip install ." in result.stdout

@@ -34,7 +34,10 @@ def calls(**options):
     yield "conv2d", kernels.conv2d(x, array(5, 12, 3, 3), array(5), stride=2, pads=(0, 0, 1, 1), **options)
     yield "conv2d without bias", kernels.conv2d(x, array(5, 12, 1, 1), **options)
     yield "depthwise_conv2d", kernels.depthwise_conv2d(x, array(12, 3, 3), array(12), pads=1, **options)
-    yield "separable_conv2d", kernels.separable_conv2d(x, array(12, 3, 3), array(20, 12, 1, 1), None, array(20), pads=1, **options)
+    yield (
+        "separable_conv2d",
+        kernels.separable_conv2d(x, array(12, 3, 3), array(20, 12, 1, 1), None, array(20), pads=1, **options),
+    )
     yield "linear", kernels.linear(x, array(3, 12), array(3), **options)
     yield "self_attention", kernels.self_attention(q, q, q, num_heads=2, is_causal=True, **options)
     yield "cross_attention", kernels.cross_attention(q, k, v, num_heads=4, attention_fn="relu", **options)
@@ -92,7 +95,9 @@ def test_any_array_is_taken():
         lambda: kernels.linear(array(0, 3), array(4, 3)),
         lambda: kernels.linear(np.array("x"), array(4, 3)),
         lambda: kernels.self_attention(array(1, 4, 6), array(1, 4, 6), array(1, 4, 6), num_heads=4),
-        lambda: kernels.self_attention(array(1, 4, 6), array(1, 4, 6), array(1, 4, 6), num_heads=2, attention_fn="tanh"),
+        lambda: kernels.self_attention(
+            array(1, 4, 6), array(1, 4, 6), array(1, 4, 6), num_heads=2, attention_fn="tanh"
+        ),
         lambda: kernels.cross_attention(array(1, 4, 6), array(2, 4, 6), array(2, 4, 6), num_heads=2),
         lambda: kernels.group_norm(array(1, 4, 4, 6), array(6), array(6), num_groups=4),
         lambda: kernels.group_norm(array(1, 4, 4, 6), array(6), array(6), num_groups=2, eps=0),

@@ -1,5 +1,6 @@
 """Native kernels against the NumPy references: every op around the sizes of tiles, on every instruction set."""
 
+import random
 import zlib
 
 import numpy as np
@@ -39,18 +40,87 @@ def one_node(op, case, inputs):
     return graph, feeds, weights
 
 
+def check(op, case, **options):
+    reference, inputs = REFERENCES[op], random_inputs(op, case)
+    graph, feeds, weights = one_node(op, case, inputs)
+    result = Interpreter(graph, weights, **options).run(feeds)["y"]
+    expected = reference(inputs, case.attributes)
+    assert result.dtype == np.float32
+    assert result.shape == expected.shape, case
+    share = np.abs(result - expected) / np.maximum(reference.bound(inputs, case.attributes), 1e-45)
+    assert share.max() <= 1, f"{op} {case}: error {share.max():.2f} of the bound"
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("op", REFERENCES)
 def test_kernel_matches_reference(op, isa):
-    reference = REFERENCES[op]
-    for case in reference.cases:
-        inputs = random_inputs(op, case)
-        graph, feeds, weights = one_node(op, case, inputs)
-        result = Interpreter(graph, weights, threads=1, isa=isa).run(feeds)["y"]
-        expected = reference(inputs, case.attributes)
-        assert result.dtype == np.float32 and result.shape == expected.shape, case
-        share = np.abs(result - expected) / np.maximum(reference.bound(inputs, case.attributes), 1e-45)
-        assert share.max() <= 1, f"{case}: error {share.max():.2f} of the bound"
+    for case in REFERENCES[op].cases:
+        check(op, case, threads=1, isa=isa)
+
+
+def simd_sizes(limit):
+    """Powers of two and their double and triple, each with its neighbours."""
+    bases = {base * factor for base in (1, 2, 4, 8, 16, 32, 64) for factor in (1, 2, 3)}
+    return sorted({size + step for size in bases for step in (-1, 0, 1) if 1 <= size + step <= limit})
+
+
+def random_conv2d(draw):
+    kernel, stride = (
+        [draw.choice([1, 1, 2, 3, 3, 3, 5, 7]) for _ in range(2)],
+        [draw.choice([1, 1, 2, 3, 4]) for _ in range(2)],
+    )
+    pads = [draw.randint(0, 3) for _ in range(4)]
+    # At least one position for the kernel.
+    h, w = (draw.randint(max(1, kernel[i] - pads[i] - pads[i + 2]), max(20, kernel[i])) for i in range(2))
+    c_in, c_out = draw.choice(simd_sizes(49)), draw.choice(simd_sizes(49))
+    shapes = ((draw.randint(1, 2), h, w, c_in), (c_out, c_in, *kernel)) + (((c_out,),) if draw.random() < 0.7 else ())
+    attributes = {"in_channels": c_in, "out_channels": c_out, "kernel_size": kernel, "stride": stride, "pads": pads}
+    return Case(shapes, attributes)
+
+
+def random_depthwise_conv2d(draw):
+    case = random_conv2d(draw)
+    (n, h, w, c), sizes = case.shapes[0], case.attributes
+    shapes = ((n, h, w, c), (c, *sizes["kernel_size"])) + (((c,),) if len(case.shapes) == 3 else ())
+    return Case(shapes, {"channels": c, **{key: sizes[key] for key in ("kernel_size", "stride", "pads")}})
+
+
+def random_linear(draw):
+    c_in, c_out = draw.choice(simd_sizes(200)), draw.choice(simd_sizes(100))
+    shapes = ((draw.randint(1, 2), draw.choice(simd_sizes(49)), c_in), (c_out, c_in))
+    return Case(shapes + (((c_out,),) if draw.random() < 0.7 else ()), {"in_features": c_in, "out_features": c_out})
+
+
+def random_attention(draw):
+    heads, head_dim = draw.randint(1, 5), draw.choice(simd_sizes(65))
+    queries, batch, causal = draw.choice(simd_sizes(140)), draw.randint(1, 2), draw.random() < 0.3
+    keys = queries if causal else draw.choice(simd_sizes(140))
+    shapes = tuple((batch, count, heads * head_dim) for count in (queries, keys, keys))
+    words = {"attention_fn": draw.choice(["softmax", "relu"]), "is_causal": "true" if causal else "false"}
+    return Case(shapes, {"num_heads": heads, **words})
+
+
+def random_group_norm(draw):
+    groups = draw.randint(1, 8)
+    c = groups * draw.randint(1, 9)
+    shape = (draw.randint(1, 2), draw.choice(simd_sizes(20)), 1 + draw.choice(simd_sizes(20)), c)
+    return Case((shape, (c,), (c,)), {"num_groups": groups, "num_channels": c, "eps": draw.choice([1e-5, 1e-6])})
+
+
+RANDOM_CASES = {
+    "conv2d": random_conv2d,
+    "depthwise_conv2d": random_depthwise_conv2d,
+    "linear": random_linear,
+    "attention": random_attention,
+    "group_norm": random_group_norm,
+}
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("op", RANDOM_CASES)
+def test_random_shapes(op, isa):
+    for seed in range(60):
+        check(op, RANDOM_CASES[op](random.Random(seed)), threads=seed % 3 + 1, isa=isa)
 
 
 @pytest.mark.parametrize("op", REFERENCES)
@@ -81,7 +151,7 @@ def test_fp16_weights(op, isa):
             reference(rounded, case.attributes).astype(np.float32),
         )
         error = np.abs(result - reference(rounded, case.attributes))
-        # Activations may be halves between layers, as the format says: half an ulp of fp16 of the output, and of the input.
+        # Activations may be halves between layers, as the format says: half an ulp of fp16 of output and input.
         bound = reference.bound(rounded, case.attributes) + 2.0**-10 * np.abs(
             reference([abs(array) for array in rounded], case.attributes)
         )

@@ -5,6 +5,7 @@ Its steps are float64 without contraction, rounded once to float32: what NumPy d
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -165,7 +166,7 @@ def test_events(model):
         step for stage, step in zip(stages, steps, strict=True) if stage == 1
     )
     assert set(steps) == set(range(9)) and set(totals) == {8}
-    assert all(before <= after for before, after in zip(fractions, fractions[1:], strict=False))
+    assert all(before <= after for before, after in itertools.pairwise(fractions))
     assert 0 < fractions[0] < 0.2 and fractions[-1] == 1
     assert fractions.count(1) == 1
 

@@ -79,7 +79,7 @@ def test_names() -> None:
     for config in ({}, {"_class_name": "EulerDiscreteScheduler"}):
         with pytest.raises(UnsupportedError, match="DDIMScheduler, UFOGenScheduler"):
             schedulers.scheduler_name(config)
-    with pytest.raises(UnsupportedError, match="'euler'.*ddim, ufogen"):
+    with pytest.raises(UnsupportedError, match=r"'euler'.*ddim, ufogen"):
         schedulers.make_rows({}, "euler", 4)
 
 
@@ -131,7 +131,7 @@ def test_eta_out_of_range_is_refused(eta: float) -> None:
 
 
 def test_null_means_the_default() -> None:
-    nothing = {key: None for key in schedulers.SchedulerConfig.__dataclass_fields__}
+    nothing = dict.fromkeys(schedulers.SchedulerConfig.__dataclass_fields__)
     np.testing.assert_array_equal(
         schedulers.make_rows(nothing, "ddim", 4).rows, schedulers.make_rows({}, "ddim", 4).rows
     )

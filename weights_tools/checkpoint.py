@@ -53,7 +53,7 @@ class Checkpoint:
 
         Args:
             class_names: the accepted values, by key: `_class_name` or `model_type`.
-            ignored: further keys that do not change what the network computes; those with a leading underscore never do.
+            ignored: further keys that do not change what the network computes; keys like `_name` never do.
 
         Raises:
             ConversionError: another class of network, an unknown key, or a value of a wrong type.

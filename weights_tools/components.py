@@ -67,7 +67,7 @@ def load_networks(checkpoint: Checkpoint, with_encoder: bool = False) -> Network
     text_encoder = checkpoint.config(
         "text_encoder", TextEncoderConfig, {"model_type": "clip_text_model"}, _TEXT_IGNORED
     )
-    unet = checkpoint.config("unet", UNetConfig, {"_class_name": "MobileDiffusionUNet2DConditionModel"}, ())
+    unet = unet_config(checkpoint)
     vae = _vae_config(checkpoint)
     if unet.in_channels != vae.latent_channels or unet.out_channels != vae.latent_channels:
         raise ConversionError(
@@ -94,6 +94,11 @@ def load_networks(checkpoint: Checkpoint, with_encoder: bool = False) -> Network
     return Networks(text_encoder, unet, vae, components)
 
 
+def unet_config(checkpoint: Checkpoint) -> UNetConfig:
+    """The configuration of a checkpoint's UNet; errors as `load_networks`."""
+    return checkpoint.config("unet", UNetConfig, {"_class_name": "MobileDiffusionUNet2DConditionModel"}, ())
+
+
 def check_graph(graph: Graph, name: str) -> None:
     """Raises ConversionError when the configuration of component `name` makes no valid graph."""
     try:
@@ -115,6 +120,7 @@ def _vae_config(checkpoint: Checkpoint) -> VaeConfig:
         blocks = document.get(key, [expected])
         if blocks != [expected] * len(config.block_out_channels):
             raise ConversionError(
-                f"{where}: {key} is {blocks!r}; {expected} for each of {len(config.block_out_channels)} levels can be converted"
+                f"{where}: {key} is {blocks!r}; "
+                f"{expected} for each of {len(config.block_out_channels)} levels can be converted"
             )
     return config

@@ -135,7 +135,8 @@ def _scheduler_config(document: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in config.items():
         if not isinstance(value, (str, int, float)):
             raise ConversionError(
-                f"scheduler/scheduler_config.json: {key} is a {type(value).__name__}; only words, numbers and booleans can be kept"
+                f"scheduler/scheduler_config.json: {key} is a {type(value).__name__}; "
+                "only words, numbers and booleans can be kept"
             )
     return config
 

@@ -4,14 +4,20 @@ Parameters are called as in checkpoints, so `load_state_dict` takes them. Arrays
 Architecture: Zhao et al., "MobileDiffusion", arXiv 2311.16567.
 """
 
+# PyTorch gives the results of modules as Any, and attributes of modules as Tensor or Module.
+# mypy: disable-error-code="no-any-return, no-untyped-call, operator, arg-type, index"
+
 from __future__ import annotations
 
 import math
+import os
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from weights_tools.checkpoint import Checkpoint
+from weights_tools.components import unet_config
 from weights_tools.unet import UNetConfig
 
 
@@ -266,3 +272,18 @@ class MobileDiffusionUNet2DConditionModel(nn.Module):
             if hasattr(block, "upsamplers"):
                 x = block.upsamplers[0](x, sizes.pop())
         return self.conv_out(functional.silu(self.conv_norm_out(x)))
+
+
+def load_unet(path: str | os.PathLike[str]) -> MobileDiffusionUNet2DConditionModel:
+    """The UNet of a pipeline directory with its weights in float32, ready for inference.
+
+    Raises:
+        FileError, ConversionError: the directory or a file is missing or unusable.
+        RuntimeError: PyTorch finds missing, surplus or misshapen weights.
+    """
+    checkpoint = Checkpoint(path)
+    with torch.device("meta"):
+        model = MobileDiffusionUNet2DConditionModel(unet_config(checkpoint))
+    files = checkpoint.weights("unet")
+    model.load_state_dict({name: torch.from_numpy(files.read(name)) for name in files}, assign=True)
+    return model.eval()

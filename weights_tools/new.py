@@ -87,7 +87,7 @@ def new(
     Args:
         output: the directory to make; it must not exist or be empty.
         preset: "mobilediffusion" or "mobilediffusion-lite".
-        settings: changed configuration values by key, such as `block_out_channels` of the UNet, or by `<component>.<key>`:
+        settings: changed configuration values by key, such as `block_out_channels` of the UNet, or component and key:
             `vae.latent_channels`, `text_encoder.hidden_size`, `scheduler.prediction_type`.
         tokenizer: a folder whose tokenizer is copied; None: a made-up byte-level vocabulary of 49,408 entries.
         dtype: "fp32" or "fp16", how weights are stored.
@@ -253,7 +253,9 @@ def _random_weight(weight: Weight, generator: np.random.Generator) -> NDArray[np
     if weight.kind == "vector":
         return np.full(weight.shape, 0.0 if weight.name.endswith(".bias") else 1.0, dtype=np.float32)
     inputs = 1 if weight.kind == "table" else math.prod(weight.shape[1:])
-    return generator.standard_normal(weight.shape, dtype=np.float32) * np.float32(1.0 / math.sqrt(inputs))
+    weights = generator.standard_normal(weight.shape, dtype=np.float32)
+    weights *= np.float32(1.0 / math.sqrt(inputs))
+    return weights
 
 
 def _write_json(path: Path, document: Mapping[str, Any]) -> None:

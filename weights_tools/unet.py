@@ -52,7 +52,8 @@ class UNetConfig:
             heads = channels // self.attention_head_dim
             if depth and (heads < 1 or channels % heads):
                 raise _refuse(
-                    f"attention_head_dim {self.attention_head_dim} makes {heads} heads, which do not divide {channels} channels"
+                    f"attention_head_dim {self.attention_head_dim} makes {heads} heads, "
+                    f"which do not divide {channels} channels"
                 )
             if depth and channels * self.ff_mult % 2:
                 raise _refuse(
@@ -68,8 +69,11 @@ def _refuse(what: str) -> ConversionError:
 
 
 def build_unet(config: UNetConfig) -> Graph:
-    """sample (batch, height, width, in_channels), timestep (batch), encoder_hidden_states
-    (batch, sequence_length, cross_attention_dim) -> out_sample (batch, height, width, out_channels)."""
+    """The model call of a sampling step.
+
+    sample (batch, height, width, in_channels), timestep (batch), encoder_hidden_states
+    (batch, sequence_length, cross_attention_dim) -> out_sample (batch, height, width, out_channels).
+    """
     return _UNet(config).build()
 
 

@@ -41,7 +41,10 @@ class VaeConfig:
 
 
 def build_vae_decoder(config: VaeConfig) -> Graph:
-    """latent_sample (batch, latent_height, latent_width, latent_channels) -> sample (batch, height, width, out_channels)."""
+    """From latents to pictures, about -1 to 1.
+
+    latent_sample (batch, latent_height, latent_width, latent_channels) -> sample (batch, height, width, out_channels).
+    """
     graph = Graph()
     levels = config.block_out_channels[::-1]
     x = graph.input("latent_sample", ["batch", "latent_height", "latent_width", config.latent_channels])
@@ -64,8 +67,11 @@ def build_vae_decoder(config: VaeConfig) -> Graph:
 
 
 def build_vae_encoder(config: VaeConfig) -> Graph:
-    """sample (batch, height, width, in_channels) -> latent_parameters (batch, latent_height, latent_width,
-    2 * latent_channels): the mean, then the logarithm of the variance."""
+    """From pictures to the mean, then the logarithm of the variance, of their latents.
+
+    sample (batch, height, width, in_channels) -> latent_parameters (batch, latent_height, latent_width,
+    2 * latent_channels).
+    """
     graph = Graph()
     levels = config.block_out_channels
     x = graph.input("sample", ["batch", "height", "width", config.in_channels])

@@ -98,7 +98,7 @@ def _special_tokens(folder: Path, settings: Mapping[str, Any], ids: Mapping[str,
     for key, default in _DEFAULTS.items():
         token = settings.get(key) or mapped.get(key) or default
         content = token.get("content") if isinstance(token, dict) else token
-        if content not in ids:
+        if not isinstance(content, str) or content not in ids:
             raise ConversionError(f"{folder}: the {key} {content!r} is not in the vocabulary")
         special[f"{key}_id"] = ids[content]
     return special

@@ -1,10 +1,9 @@
 #include "base/threads.h"
 
 #include <pthread.h>
+#include <time.h>
 #include <unistd.h>
-#include <cerrno>
 #include <cstdlib>
-#include <new>
 
 #include "base/cpu.h"
 #include "base/error.h"
@@ -12,21 +11,53 @@
 namespace mdrt {
 namespace {
 
+constexpr int kMaxThreads = 256;
+constexpr int64_t kSpinNanoseconds = 50000;    // the steps of a plan follow each other faster than a thread falls asleep
+
 int thread_count(int wanted) {
-  if (wanted > 0) return wanted > 256 ? 256 : wanted;
+  if (wanted > 0) return wanted > kMaxThreads ? kMaxThreads : wanted;
   if (const char* text = getenv("MDRT_THREADS")) {
     char* end = nullptr;
     const long number = strtol(text, &end, 10);
-    if (end == text || *end || number < 1 || number > 256) {
-      throw fail(MDRT_ERROR_ARGUMENT, "MDRT_THREADS is \"%s\"; set it to a number from 1 to 256 or unset it", text);
+    if (end == text || *end || number < 1 || number > kMaxThreads) {
+      throw fail(MDRT_ERROR_ARGUMENT, "MDRT_THREADS is \"%s\"; set it to a number from 1 to %d or unset it", text, kMaxThreads);
     }
     return static_cast<int>(number);
   }
   return usable_cores();
 }
 
+int64_t nanoseconds() {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return now.tv_sec * int64_t{1000000000} + now.tv_nsec;
+}
+
+void pause_briefly() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
+// Waits for `ready` without sleeping, for a short while; returns whether it came.
+template <class Ready>
+bool spin(Ready ready) {
+  const int64_t end = nanoseconds() + kSpinNanoseconds;
+  do {
+    for (int i = 0; i < 64; ++i) {
+      if (ready()) return true;
+      pause_briefly();
+    }
+  } while (nanoseconds() < end);
+  return ready();
+}
+
 }  // namespace
 
+// A call is published by `generation`; every helper thread takes part in every call once, and `running` counts those that
+// are not done yet. So the fields of a call change only while no helper looks at them.
 struct ThreadPool::Impl {
   struct Worker {
     Impl* pool;
@@ -37,14 +68,15 @@ struct ThreadPool::Impl {
 
   pthread_mutex_t mutex = PTHREAD_MUTEX_INITIALIZER;
   pthread_cond_t wake = PTHREAD_COND_INITIALIZER, idle = PTHREAD_COND_INITIALIZER;
-  Worker workers[256];
+  Worker workers[kMaxThreads];
   int started = 0;        // helper threads alive
   pid_t owner = 0;        // the process that started them
-  bool stop = false;
+  bool may_spin = false;  // there is a core for every thread
+  std::atomic<bool> stop{false};
+  std::atomic<uint64_t> generation{0};
+  std::atomic<int> running{0};
 
   // The current call.
-  uint64_t generation = 0;
-  int running = 0;
   void (*task)(void*, int64_t, int) = nullptr;
   void* context = nullptr;
   const std::atomic<bool>* cancel = nullptr;
@@ -60,21 +92,28 @@ struct ThreadPool::Impl {
     }
   }
 
+  void await_call(uint64_t seen) {
+    const auto called = [&] { return stop.load() || generation.load() != seen; };
+    if (may_spin && spin(called)) return;
+    pthread_mutex_lock(&mutex);
+    while (!called()) pthread_cond_wait(&wake, &mutex);
+    pthread_mutex_unlock(&mutex);
+  }
+
   static void* loop(void* argument) {
     Worker& self = *static_cast<Worker*>(argument);
     Impl& pool = *self.pool;
-    pthread_mutex_lock(&pool.mutex);
     for (;;) {
-      while (!pool.stop && pool.generation == self.seen) pthread_cond_wait(&pool.wake, &pool.mutex);
-      if (pool.stop) break;
-      self.seen = pool.generation;
-      pthread_mutex_unlock(&pool.mutex);
+      pool.await_call(self.seen);
+      if (pool.stop.load()) return nullptr;
+      self.seen = pool.generation.load();
       pool.claim(self.index);
-      pthread_mutex_lock(&pool.mutex);
-      if (--pool.running == 0) pthread_cond_signal(&pool.idle);
+      if (pool.running.fetch_sub(1) == 1) {
+        pthread_mutex_lock(&pool.mutex);
+        pthread_cond_signal(&pool.idle);
+        pthread_mutex_unlock(&pool.mutex);
+      }
     }
-    pthread_mutex_unlock(&pool.mutex);
-    return nullptr;
   }
 
   // Threads do not survive fork(): the child finds another owner and starts its own.
@@ -85,20 +124,36 @@ struct ThreadPool::Impl {
       pthread_cond_init(&wake, nullptr);
       pthread_cond_init(&idle, nullptr);
       started = 0;
-      generation = 0;
       running = 0;
       owner = process;
     }
     while (started < helpers) {
       Worker& worker = workers[started];
-      worker = {this, started + 1, generation, {}};
+      worker = {this, started + 1, generation.load(), {}};
       if (pthread_create(&worker.thread, nullptr, loop, &worker) != 0) break;   // fewer threads do the same work
       ++started;
     }
   }
+
+  void call() {
+    running = started;
+    pthread_mutex_lock(&mutex);
+    ++generation;
+    pthread_cond_broadcast(&wake);
+    pthread_mutex_unlock(&mutex);
+    claim(0);
+    const auto done = [&] { return running.load() == 0; };
+    if (may_spin && spin(done)) return;
+    pthread_mutex_lock(&mutex);
+    while (!done()) pthread_cond_wait(&idle, &mutex);
+    pthread_mutex_unlock(&mutex);
+  }
 };
 
-ThreadPool::ThreadPool(int threads) : impl_(nullptr), size_(thread_count(threads)) { impl_ = new Impl; }
+ThreadPool::ThreadPool(int threads) : impl_(nullptr), size_(thread_count(threads)) {
+  impl_ = new Impl;
+  impl_->may_spin = size_ <= usable_cores();
+}
 
 ThreadPool::~ThreadPool() {
   if (impl_->owner == getpid()) {
@@ -120,15 +175,7 @@ bool ThreadPool::run(int64_t count, void (*task)(void*, int64_t, int), void* con
   pool.next.store(0, std::memory_order_relaxed);
   if (size_ > 1 && count > 1) {
     pool.start(size_ - 1);
-    pthread_mutex_lock(&pool.mutex);
-    pool.running = pool.started;
-    ++pool.generation;
-    pthread_cond_broadcast(&pool.wake);
-    pthread_mutex_unlock(&pool.mutex);
-    pool.claim(0);
-    pthread_mutex_lock(&pool.mutex);
-    while (pool.running > 0) pthread_cond_wait(&pool.idle, &pool.mutex);
-    pthread_mutex_unlock(&pool.mutex);
+    pool.call();
   } else {
     pool.claim(0);
   }

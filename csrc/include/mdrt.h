@@ -1,8 +1,8 @@
 /* mdrt: a prompt becomes a picture on a CPU. C99, no dependencies.
  *
- * Every call returns an mdrt_status; none prints, aborts or keeps global state. Strings are UTF-8. Structs that the caller
- * fills begin with struct_size and are prepared by their init function. One model may be used by one thread at a time;
- * a second caller waits. mdrt_cancel may be called from any thread. */
+ * Every call returns an mdrt_status; none prints, aborts or keeps global state. Strings are UTF-8. Structs that the
+ * caller fills begin with struct_size and are prepared by their init function. One model may be used by one thread at a
+ * time; a second caller waits. mdrt_cancel may be called from any thread. */
 #ifndef MDRT_H
 #define MDRT_H
 
@@ -55,8 +55,9 @@ typedef struct mdrt_tensor {
   size_t size_bytes;          /* of data */
 } mdrt_tensor;
 
-/* One model call: y = p*x + q*out, clamped to +-clip unless clip is 0; x' = a*x + b*y + e*out + c1*y1 + c2*y2 + c3*y3 + d*noise,
- * y1..y3 the kept earlier y; keep = 1 keeps y; the known latent at the new level is m*latent + n*noise. */
+/* One model call: y = p*x + q*out, clamped to +-clip unless clip is 0;
+ * x' = a*x + b*y + e*out + c1*y1 + c2*y2 + c3*y3 + d*noise, y1..y3 the kept earlier y; keep = 1 keeps y;
+ * the known latent at the new level is m*latent + n*noise. */
 typedef struct mdrt_schedule_row {
   double t, p, q, clip, a, b, e, c1, c2, c3, d, keep, m, n;
 } mdrt_schedule_row;
@@ -66,8 +67,8 @@ typedef struct mdrt_generate_params {
   const char *prompt;
   const char *negative_prompt;           /* NULL: "" */
   int32_t width, height;                 /* pixels, 0: the bundle's */
-  int32_t num_inference_steps;           /* model calls, 0: the bundle's default; must be stored unless schedule is given */
-  double guidance_scale;                 /* NaN: the bundle's for the nearest stored count; 1 or less: no second model call */
+  int32_t num_inference_steps;           /* 0: the bundle's default; must be stored unless schedule is given */
+  double guidance_scale;                 /* NaN: the nearest stored count's; 1 or less: no second model call */
   uint64_t seed;
   const float *latents;                  /* start noise, NCHW, unit variance; NULL: drawn from seed */
   const mdrt_schedule_row *schedule;     /* the caller's rows, or NULL */
@@ -76,7 +77,12 @@ typedef struct mdrt_generate_params {
   int32_t latent_only;                   /* 1: stop before the decoder */
 } mdrt_generate_params;
 
-typedef enum mdrt_stage { MDRT_STAGE_TEXT_ENCODER = 0, MDRT_STAGE_UNET = 1, MDRT_STAGE_VAE_DECODER = 2, MDRT_STAGE_DONE = 3 } mdrt_stage;
+typedef enum mdrt_stage {
+  MDRT_STAGE_TEXT_ENCODER = 0,
+  MDRT_STAGE_UNET = 1,
+  MDRT_STAGE_VAE_DECODER = 2,
+  MDRT_STAGE_DONE = 3
+} mdrt_stage;
 
 typedef struct mdrt_event {
   mdrt_stage stage;
@@ -97,13 +103,13 @@ MDRT_API void mdrt_generate_params_init(mdrt_generate_params *params);
 MDRT_API mdrt_status mdrt_open(const char *path, const mdrt_options *options, mdrt_model **model, char *errbuf,
                                size_t errbuf_size);
 /* The same for a bundle in memory, which must be 64-byte aligned and outlive the model. */
-MDRT_API mdrt_status mdrt_open_memory(const void *data, size_t size_bytes, const mdrt_options *options, mdrt_model **model,
-                                      char *errbuf, size_t errbuf_size);
+MDRT_API mdrt_status mdrt_open_memory(const void *data, size_t size_bytes, const mdrt_options *options,
+                                      mdrt_model **model, char *errbuf, size_t errbuf_size);
 /* Not from inside a callback of this model. */
 MDRT_API void mdrt_close(mdrt_model *model);
 /* The sentence that belongs to the last failed call on this model; valid until the next call on it. */
 MDRT_API const char *mdrt_error_message(const mdrt_model *model);
-/* Makes the call that is running, or the next advance of a running job, return MDRT_ERROR_CANCELLED. From any thread. */
+/* Makes the running call, or the next advance of an unfinished job, return MDRT_ERROR_CANCELLED. From any thread. */
 MDRT_API void mdrt_cancel(mdrt_model *model);
 /* Checksums of the whole file. */
 MDRT_API mdrt_status mdrt_verify(mdrt_model *model);
@@ -112,8 +118,8 @@ MDRT_API mdrt_status mdrt_verify(mdrt_model *model);
  * through mdrt_get_schedule_count(); index 0 is the default. */
 MDRT_API mdrt_status mdrt_get_size(mdrt_model *model, int32_t *width, int32_t *height);
 MDRT_API mdrt_status mdrt_get_schedule_count(mdrt_model *model, int32_t *count);
-MDRT_API mdrt_status mdrt_get_schedule(mdrt_model *model, int32_t index, int32_t *num_inference_steps, double *guidance_scale,
-                                       const char **scheduler);
+MDRT_API mdrt_status mdrt_get_schedule(mdrt_model *model, int32_t index, int32_t *num_inference_steps,
+                                       double *guidance_scale, const char **scheduler);
 
 /* Components: "text_encoder", "unet", "vae_decoder", "vae_encoder". */
 MDRT_API mdrt_status mdrt_get_component_count(mdrt_model *model, int32_t *count);
@@ -121,14 +127,14 @@ MDRT_API mdrt_status mdrt_get_component_name(mdrt_model *model, int32_t index, c
 /* Fills name, dtype, rank, shape of the index-th input or output; MDRT_ERROR_ARGUMENT after the last. */
 MDRT_API mdrt_status mdrt_get_input(mdrt_model *model, const char *component, int32_t index, mdrt_tensor *tensor);
 MDRT_API mdrt_status mdrt_get_output(mdrt_model *model, const char *component, int32_t index, mdrt_tensor *tensor);
-/* Runs one component. Outputs are asked for by name (any value of the graph); one whose data is NULL only gets its rank and
- * shape, and when all of them are so nothing is run. Outputs are fp32. */
+/* Runs one component. Outputs are asked for by name (any value of the graph but weights); one whose data is NULL only
+ * gets its rank and shape, and when all of them are so nothing is run. Outputs are fp32. */
 MDRT_API mdrt_status mdrt_run(mdrt_model *model, const char *component, const mdrt_tensor *inputs, int32_t num_inputs,
                               mdrt_tensor *outputs, int32_t num_outputs);
 
-/* From prompt to RGB bytes: begin, advance until stage is MDRT_STAGE_DONE, get, end. mdrt_generate does all of it. A model
- * has one unfinished job at a time; until it is done or ended, begin, generate and run return MDRT_ERROR_STATE. A job's
- * results stay readable until mdrt_end, even after mdrt_close. */
+/* From prompt to RGB bytes: begin, advance until stage is MDRT_STAGE_DONE, get, end. mdrt_generate does all of it. A
+ * model has one unfinished job at a time; until it is done or ended, begin, generate and run return MDRT_ERROR_STATE. A
+ * job's results stay readable until mdrt_end, even after mdrt_close. */
 MDRT_API mdrt_status mdrt_begin(mdrt_model *model, const mdrt_generate_params *params, mdrt_job **job);
 MDRT_API mdrt_status mdrt_advance(mdrt_job *job, mdrt_event *event);
 /* Copies the picture: height rows of width RGB pixels, stride_bytes apart. */
@@ -137,8 +143,8 @@ MDRT_API mdrt_status mdrt_get_pixels(mdrt_job *job, uint8_t *pixels, size_t stri
 MDRT_API mdrt_status mdrt_get_latents(mdrt_job *job, float *latents, size_t count);
 MDRT_API mdrt_status mdrt_get_latents_shape(mdrt_job *job, int64_t shape[4]);
 MDRT_API void mdrt_end(mdrt_job *job);
-MDRT_API mdrt_status mdrt_generate(mdrt_model *model, const mdrt_generate_params *params, mdrt_callback callback, void *user,
-                                   uint8_t *pixels, size_t stride_bytes);
+MDRT_API mdrt_status mdrt_generate(mdrt_model *model, const mdrt_generate_params *params, mdrt_callback callback,
+                                   void *user, uint8_t *pixels, size_t stride_bytes);
 
 /* declarations end */
 

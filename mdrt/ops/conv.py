@@ -97,7 +97,7 @@ REFERENCES = {
     "conv2d": Reference(
         conv2d,
         uses=("stride", "pads"),
-        tolerance=8,
+        tolerance=4,
         magnitude=_conv2d_magnitude,
         cases=[
             *(_conv(1, 5, 7, c, 17, 3, 1, (1, 1, 1, 1)) for c in (1, 3, 8, 15, 16, 17, 31, 33, 48)),
@@ -113,7 +113,7 @@ REFERENCES = {
     "depthwise_conv2d": Reference(
         depthwise_conv2d,
         uses=("stride", "pads"),
-        tolerance=8,
+        tolerance=4,
         magnitude=_depthwise_magnitude,
         cases=[
             *(_depthwise(1, 5, 7, c, 1, (1, 1, 1, 1)) for c in (1, 3, 8, 15, 16, 17, 31, 33, 48)),

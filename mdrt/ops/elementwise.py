@@ -50,9 +50,9 @@ def concat(*x: Array) -> Array:
 _ROWS = [Case(((2, 3, 5, c),)) for c in (1, 3, 8, 15, 16, 17, 31, 33, 48)]
 
 REFERENCES = {
-    "silu": Reference(silu, tolerance=4, cases=_ROWS),
-    "gelu": Reference(gelu, tolerance=4, cases=_ROWS),
-    "quick_gelu": Reference(quick_gelu, tolerance=4, cases=_ROWS),
+    "silu": Reference(silu, tolerance=2, cases=_ROWS),
+    "gelu": Reference(gelu, tolerance=2, cases=_ROWS),
+    "quick_gelu": Reference(quick_gelu, tolerance=2, cases=_ROWS),
     "gated_unit": Reference(
         gated_unit,
         tolerance=4,

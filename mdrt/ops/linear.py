@@ -25,7 +25,7 @@ def _case(rows: tuple[int, ...], c_in: int, c_out: int, bias: bool) -> Case:
 REFERENCES = {
     "linear": Reference(
         linear,
-        tolerance=8,
+        tolerance=4,
         magnitude=_magnitude,
         cases=[
             *(_case((1, 7), c, 17, True) for c in (1, 3, 8, 15, 16, 17, 31, 33, 48, 300)),

@@ -1,0 +1,107 @@
+"""Exports the networks of a diffusers pipeline directory to ONNX in float32, with the names of Optimum's exports.
+
+    python benchmarks/export_onnx.py CHECKPOINT OUTPUT [--components unet vae_decoder text_encoder] [--latent-size 64]
+
+Writes OUTPUT/<component>.onnx for one picture of a fixed size, which is what ONNX Runtime optimises best. Needs the extra
+`export`: torch, onnx, diffusers and transformers.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from weights_tools.modules import load_unet
+
+Export = tuple[nn.Module, dict[str, Tensor], str]
+
+
+class _Decoder(nn.Module):
+    """The decoder's way through a diffusers autoencoder."""
+
+    def __init__(self, model: AutoencoderKL) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, latent_sample: Tensor) -> Tensor:
+        sample: Tensor = self.model.decode(latent_sample).sample
+        return sample
+
+
+class _TextEncoder(nn.Module):
+    """Only the last hidden state of a transformers text encoder."""
+
+    def __init__(self, model: CLIPTextModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        state: Tensor = self.model(input_ids).last_hidden_state
+        return state
+
+
+def unet(checkpoint: Path, latent_size: int) -> Export:
+    """sample, timestep, encoder_hidden_states -> out_sample."""
+    model = load_unet(checkpoint)
+    config = model.config
+    inputs = {
+        "sample": torch.randn(1, config.in_channels, latent_size, latent_size),
+        "timestep": torch.tensor([500.0]),
+        "encoder_hidden_states": torch.randn(1, _max_length(checkpoint), config.cross_attention_dim),
+    }
+    return model, inputs, "out_sample"
+
+
+def vae_decoder(checkpoint: Path, latent_size: int) -> Export:
+    """latent_sample -> sample."""
+    model = AutoencoderKL.from_pretrained(checkpoint / "vae", torch_dtype=torch.float32).eval()
+    latent = torch.randn(1, model.config.latent_channels, latent_size, latent_size)
+    return _Decoder(model), {"latent_sample": latent}, "sample"
+
+
+def text_encoder(checkpoint: Path, latent_size: int) -> Export:
+    """input_ids (int64) -> last_hidden_state."""
+    del latent_size
+    model = CLIPTextModel.from_pretrained(checkpoint / "text_encoder", dtype=torch.float32, attn_implementation="eager")
+    ids = torch.randint(0, model.config.vocab_size, (1, _max_length(checkpoint)))
+    return _TextEncoder(model.eval()), {"input_ids": ids}, "last_hidden_state"
+
+
+COMPONENTS = {"text_encoder": text_encoder, "unet": unet, "vae_decoder": vae_decoder}
+
+
+def _max_length(checkpoint: Path) -> int:
+    return int(CLIPTextConfig.from_pretrained(checkpoint / "text_encoder").max_position_embeddings)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("output", type=Path)
+    parser.add_argument("--components", nargs="+", choices=COMPONENTS, default=list(COMPONENTS))
+    parser.add_argument("--latent-size", type=int, default=64)
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    for component in arguments.components:
+        model, inputs, output = COMPONENTS[component](arguments.checkpoint, arguments.latent_size)
+        path = arguments.output / f"{component}.onnx"
+        with torch.no_grad():
+            torch.onnx.export(
+                model,
+                tuple(inputs.values()),
+                path,
+                input_names=list(inputs),
+                output_names=[output],
+                opset_version=17,
+                dynamo=False,
+            )
+        print(f"{path}: {path.stat().st_size / 1e6:.0f} MB")
+
+
+if __name__ == "__main__":
+    main()

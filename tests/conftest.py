@@ -1,0 +1,25 @@
+"""What every run prints first, and what a missing PyTorch means."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+
+from mdrt import _core
+
+HAS_TORCH = importlib.util.find_spec("torch") is not None
+
+
+def pytest_report_header() -> str:
+    info = _core.build_info()
+    return "mdrt: " + ", ".join(f"{key} {value}" for key, value in info.items())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if HAS_TORCH:
+        return
+    skip = pytest.mark.skip(reason="PyTorch is not installed: pip install '.[test,oracle]'")
+    for item in items:
+        if item.get_closest_marker("oracle"):
+            item.add_marker(skip)

@@ -1,0 +1,65 @@
+"""Builds libmdrt and fuzz_bundle, with sanitizers or as shipped, and runs them on seeds made here.
+
+    python tests/fuzz/run.py --build DIR [--shipped] [--container 20000] [--graph 5000] [--seed 1]
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parent.parent
+SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1"
+
+sys.path.insert(0, str(HERE.parent))
+from mini_bundle import tiny_bundle  # noqa: E402
+
+
+def write_seeds(folder):
+    """A complete bundle, and one of bare components, on which changed graphs meet fewer rules."""
+    complete, bare = tiny_bundle(), tiny_bundle()
+    for key in ("pipeline", "tokenizer"):
+        del bare.document[key]
+    bare.tensors = {name: t for name, t in bare.tensors.items() if not name.startswith(("schedules/", "tokenizer/"))}
+    paths = folder / "complete.mdrt", folder / "bare.mdrt"
+    for path, bundle in zip(paths, (complete, bare), strict=True):
+        path.write_bytes(bundle.to_bytes())
+    return paths
+
+
+def build(folder, source=ROOT, flags=SANITIZE, jobs=2):
+    """Returns the fuzzer; the library is built from `source`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kind = [f"-DCMAKE_CXX_FLAGS={flags}", "-DCMAKE_BUILD_TYPE=None"] if flags else ["-DCMAKE_BUILD_TYPE=Release"]
+    subprocess.run(["cmake", "-S", source, "-B", folder / "lib", *kind], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(["cmake", "--build", folder / "lib", "--target", "mdrt", f"-j{jobs}"], check=True, stdout=subprocess.DEVNULL)
+    program = folder / "fuzz_bundle"
+    compiler = os.environ.get("CXX", "g++")
+    command = [compiler, "-std=c++17", "-Wall", "-Wextra", "-O1", *flags.split(), f"-I{source / 'csrc/include'}", HERE / "fuzz_bundle.cc"]
+    command += [HERE / "mutate.cc", "-o", program, f"-L{folder / 'lib'}", "-lmdrt", f"-Wl,-rpath,{folder / 'lib'}", "-pthread"]
+    subprocess.run(command, check=True)
+    return program
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--build", type=Path, required=True)
+    parser.add_argument("--shipped", action="store_true", help="the library as it is shipped, without sanitizers")
+    parser.add_argument("--container", type=int, default=20000)
+    parser.add_argument("--graph", type=int, default=5000)
+    parser.add_argument("--seed", type=int, default=1)
+    arguments = parser.parse_args()
+    program = build(arguments.build, flags="" if arguments.shipped else SANITIZE)
+    complete, bare = write_seeds(arguments.build)
+    environment = {**os.environ, "ASAN_OPTIONS": "allocator_may_return_null=1:detect_leaks=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
+    code = 0
+    for kind, seeds in (("container", [complete, bare]), ("graph", [bare])):
+        command = [program, *seeds, f"--{kind}", str(getattr(arguments, kind)), "--seed", str(arguments.seed)]
+        code |= subprocess.run(command, env=environment, check=False).returncode
+    return int(code != 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
