@@ -1,9 +1,9 @@
 """Exports the networks of a diffusers pipeline directory to ONNX in float32, with the names of Optimum's exports.
 
-    python benchmarks/export_onnx.py CHECKPOINT OUTPUT [--components unet vae_decoder text_encoder] [--latent-size 64]
+    python benchmarks/export_onnx.py CHECKPOINT OUTPUT [--components unet vae_decoder ...] [--latent-size 64]
 
-Writes OUTPUT/<component>.onnx for one picture of a fixed size, which is what ONNX Runtime optimises best. Needs the extra
-`export`: torch, onnx, diffusers and transformers.
+Writes OUTPUT/<component>.onnx for one picture of a fixed size, which is what ONNX Runtime optimises best.
+Needs torch, onnx, diffusers and transformers.
 """
 
 from __future__ import annotations

@@ -12,5 +12,6 @@ install(FILES ${PROJECT_BINARY_DIR}/mdrt-config-version.cmake DESTINATION ${pack
 
 # The prefix is known for certain only at installation (cmake --install --prefix): the file finds it from its own place.
 file(RELATIVE_PATH up_to_prefix /${CMAKE_INSTALL_LIBDIR}/pkgconfig /)
+string(REGEX REPLACE "/$" "" up_to_prefix ${up_to_prefix})
 configure_file(cmake/mdrt.pc.in mdrt.pc @ONLY)
 install(FILES ${PROJECT_BINARY_DIR}/mdrt.pc DESTINATION ${CMAKE_INSTALL_LIBDIR}/pkgconfig)

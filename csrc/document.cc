@@ -13,7 +13,7 @@ namespace {
 using Type = Json::Type;
 using Value = Json::Value;
 
-constexpr uint32_t kMaxWeights = 16384, kMaxNodes = 8192;
+constexpr uint32_t kMaxWeights = 16384, kMaxNodes = 8192, kMaxNodeInputs = 64;
 
 [[noreturn]] void refuse(const std::string& where, const std::string& what) { throw Error(MDRT_ERROR_BUNDLE, where + what); }
 // The same for members of a class that has a refuse() of its own.
@@ -82,6 +82,7 @@ Node parse_node(Value value, const std::string& where) {
   const OpRow* row = find_op(op, &node.op);
   if (row == nullptr) fields.refuse("op", "'" + printable(op) + "' is not an op of this version");
   const Value inputs = fields.array("inputs");
+  if (inputs.size() > kMaxNodeInputs) fields.refuse("inputs", "must have at most " + std::to_string(kMaxNodeInputs) + " entries");
   node.inputs.reserve(inputs.size());
   Value item = inputs.first();
   for (uint32_t i = 0; i < inputs.size(); ++i, item = item.next()) {

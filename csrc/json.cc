@@ -6,6 +6,12 @@
 #include "base/error.h"
 
 namespace mdrt {
+namespace {
+
+// More than any bundle needs; without a limit, sorting 400,000 keys would be the slowest thing a hostile header can ask for.
+constexpr uint32_t kMaxKeys = 1 << 15;
+
+}  // namespace
 
 class JsonParser {
  public:
@@ -111,6 +117,7 @@ class JsonParser {
 
   void check_duplicates(uint32_t self, uint32_t members) {
     if (members < 2) return;
+    if (members > kMaxKeys) refuse("an object has more than 32768 keys");
     std::vector<uint32_t> keys;
     keys.reserve(members);
     Json::Value member = Json::Value(&json_, self).first();

@@ -87,17 +87,15 @@ def lower_runs(mapping: dict[int, int]) -> list[tuple[int, int, int, int]]:
     return runs
 
 
-def emit(declaration: str, comment: str, rows: Iterable[tuple[int, ...]]) -> None:
-    """Prints one C++ array, lines filled to 120 columns."""
-    print(f"\n// {comment}\nconstexpr {declaration}[] = {{")
-    line = "   "
+def table(declaration: str, comment: str, rows: Iterable[tuple[int, ...]]) -> str:
+    """One C++ array, lines filled to 120 columns."""
+    lines = ["", f"// {comment}", f"constexpr {declaration}[] = {{", "   "]
     for row in rows:
         text = " {" + ", ".join(str(value) if value < 0 else hex(value) for value in row) + "},"
-        if len(line) + len(text) > 120:
-            print(line)
-            line = "   "
-        line += text
-    print(f"{line}\n}};")
+        if len(lines[-1]) + len(text) > 120:
+            lines.append("   ")
+        lines[-1] += text
+    return "\n".join([*lines, "};", ""])
 
 
 def main() -> None:
@@ -108,28 +106,29 @@ def main() -> None:
     classes = load(sys.argv[2], "16.0.0")
     cases = load(sys.argv[3], "17.0.0")
 
-    print("// Written by make_unicode_tables.py; do not edit.")
-    print("// Unicode versions: normalisation 9.0.0, classes 16.0.0, lower case 17.0.0.")
-    emit("CodeRange letter_ranges", "Category L*: first, last.", ranges(r[0] for r in classes if r[1][0] == "L"))
-    emit("CodeRange number_ranges", "Category N*: first, last.", ranges(r[0] for r in classes if r[1][0] == "N"))
+    emit = sys.stdout.write
+    emit("// Written by make_unicode_tables.py; do not edit.\n")
+    emit("// Unicode versions: normalisation 9.0.0, classes 16.0.0, lower case 17.0.0.\n")
+    emit(table("CodeRange letter_ranges", "Category L*: first, last.", ranges(r[0] for r in classes if r[1][0] == "L")))
+    emit(table("CodeRange number_ranges", "Category N*: first, last.", ranges(r[0] for r in classes if r[1][0] == "N")))
     controls = [*range(0x09, 0x0E), 0x85]
     spaces = sorted([*controls, *(r[0] for r in classes if r[1][0] == "Z")])
-    emit("CodeRange space_ranges", "White_Space: categories Z* and six control characters.", ranges(spaces))
+    emit(table("CodeRange space_ranges", "White_Space: categories Z* and six control characters.", ranges(spaces)))
 
     lower = {r[0]: r[5][0] for r in cases if len(r[5]) == 1 and r[5][0] != r[0]}
     longer = [r[0] for r in cases if len(r[5]) != 1]
     if longer != [0x130]:
         sys.exit(f"unicode.cc knows one letter with a longer lower case, U+0130; here: {longer}")
-    emit("LowerRange lower_ranges", "Lower case: first, last, step, distance.", lower_runs(lower))
+    emit(table("LowerRange lower_ranges", "Lower case: first, last, step, distance.", lower_runs(lower)))
 
     combining: list[tuple[int, int, int]] = []
     for value in sorted({r[2] for r in normalization} - {0}):
         combining += [(*run, value) for run in ranges(r[0] for r in normalization if r[2] == value)]
-    emit("CombiningRange combining_ranges", "Canonical combining class, not 0: first, last, class.", sorted(combining))
+    emit(table("CombiningRange combining_ranges", "Combining class, not 0: first, last, class.", sorted(combining)))
     parts = [(r[0], *r[3], *[0] * (2 - len(r[3]))) for r in normalization if r[3]]
-    emit("Decomposition decompositions", "Canonical decomposition, one level: code, first, second (0: none).", parts)
+    emit(table("Decomposition decompositions", "Decomposition, one level: code, first, second or 0.", parts))
     pairs = sorted((r[3][0], r[3][1], r[0]) for r in normalization if r[4])
-    emit("Composition compositions", "Primary composites: first, second, code.", pairs)
+    emit(table("Composition compositions", "Primary composites: first, second, code.", pairs))
 
 
 if __name__ == "__main__":

@@ -255,8 +255,8 @@ Tokenizer::Impl::Impl(const TokenizerInfo& info, const Vocabulary& vocabulary)
     specials.push_back({std::string(token), id});
   }
   // At one place the longest special token wins.
-  std::stable_sort(specials.begin(), specials.end(),
-                   [](const Special& a, const Special& b) { return a.text.size() > b.text.size(); });
+  std::sort(specials.begin(), specials.end(),
+            [](const Special& a, const Special& b) { return a.text.size() > b.text.size(); });
 
   uint32_t next = 0x100;
   std::string spelling;

@@ -16,7 +16,8 @@ class Tokenizer {
   ~Tokenizer();
   Tokenizer(const Tokenizer&) = delete;
 
-  // begin, the tokens of `text` (UTF-8; malformed bytes throw Error(MDRT_ERROR_ARGUMENT)), end; no padding, no truncation.
+  // begin, the tokens of `text`, end; no padding, no truncation. `text` is UTF-8 of at most 1 MiB; malformed bytes or a
+  // longer text throw Error(MDRT_ERROR_ARGUMENT).
   std::vector<int32_t> encode(std::string_view text) const;
   // Exactly model_max_length ids: truncated (the end token stays last) or padded.
   std::vector<int32_t> encode_padded(std::string_view text) const;

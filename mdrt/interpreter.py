@@ -99,7 +99,11 @@ class Interpreter:
         wanted = set(names.values())
         for index, node in enumerate(self.graph.nodes):
             inputs = [self._weight(name) if name in self.graph.weights else values[name] for name in node.inputs]
-            values[node.name] = REFERENCES[node.op](inputs, node.attributes).astype(np.float32)
+            try:
+                values[node.name] = REFERENCES[node.op](inputs, node.attributes).astype(np.float32)
+            except (ValueError, IndexError) as error:
+                shapes = ", ".join(str(list(array.shape)) for array in inputs)
+                raise InvalidArgumentError(f"node {node.name}: inputs {shapes} do not fit: {error}") from error
             for name in (*node.inputs, node.name):
                 if last_use.get(name, -1) <= index and name not in wanted:
                     values.pop(name, None)

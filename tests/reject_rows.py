@@ -323,6 +323,15 @@ def duplicate_value(document):
     return document
 
 
+def chain(document, count):
+    """A vae_encoder of `count` nodes."""
+    graph = document["components"]["vae_encoder"]
+    first = len(graph["inputs"]) + len(graph["weights"])
+    for i in range(1, count):
+        graph["nodes"].append({"op": "silu", "name": f"n{i}", "inputs": [first + i - 1], "attributes": {}})
+    return document
+
+
 def wider_context(document):
     document["components"]["unet"]["inputs"][2]["shape"][2] = 32
     return document
@@ -351,6 +360,8 @@ GRAPH = [
     Row("too many inputs", "document", node("unet", "gelu", lambda n, g: n["inputs"].append(n["inputs"][0])), ("gelu", "2 inputs")),
     Row("concat of one", "document", node("unet", "skip", lambda n, g: n["inputs"].pop()), ("skip", "1 inputs"),
         node("unet", "skip", lambda n, g: n["inputs"].append(n["inputs"][0]) or n["inputs"].pop())),
+    Row("concat of 65", "document", node("unet", "skip", lambda n, g: n.update(inputs=n["inputs"][:1] * 65)), ("nodes[", "inputs", "64")),
+    Row("8193 nodes", "document", lambda d: chain(d, 8193), ("nodes", "8192"), lambda d: chain(d, 8192)),
     Row("weight for an activation", "document", set_input("unet", "gelu", 0, 3), ("gelu", "must not be a weight")),
     Row("activation for a weight", "document", set_input("unet", "conv_in", 1, 0), ("conv_in", "must be a weight")),
     Row("ids for numbers", "document", set_input("text_encoder", "norm", 0, 0), ("norm", "fp32")),

@@ -219,8 +219,11 @@ class TimestepEmbedding(nn.Module):
 
 
 class MobileDiffusionUNet2DConditionModel(nn.Module):
-    """forward(sample (n, in_channels, h, w), timestep (n), encoder_hidden_states (n, tokens, cross_attention_dim))
-    returns (n, out_channels, h, w)."""
+    """The whole UNet.
+
+    forward takes sample (n, in_channels, h, w), timestep (n) and encoder_hidden_states (n, tokens, cross_attention_dim)
+    and returns (n, out_channels, h, w).
+    """
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from mdrt.errors import InvalidArgumentError
 from mdrt.ops.reference import Array, Case, Reference
 
 
@@ -16,7 +17,14 @@ def embedding(input_ids: Array, weight: Array, position_weight: Array) -> Array:
         input_ids: integers (n, length), each in [0, num_embeddings).
         weight: (num_embeddings, embedding_dim).
         position_weight: (max_position_embeddings, embedding_dim), at least `length` rows.
+
+    Raises:
+        InvalidArgumentError: an id is out of range.
     """
+    if input_ids.min() < 0 or input_ids.max() >= len(weight):
+        raise InvalidArgumentError(
+            f"input_ids reach from {input_ids.min()} to {input_ids.max()}, not 0 to {len(weight) - 1}"
+        )
     rows = weight[input_ids].astype(np.float64)
     return np.asarray(rows + position_weight[: input_ids.shape[1]].astype(np.float64))
 

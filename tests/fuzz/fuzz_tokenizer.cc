@@ -1,5 +1,5 @@
 // Mutated vocabularies and merges, random bytes as text: a typed error or ids in range, nothing else.
-// fuzz_tokenizer [--count N] [--seed S] [--text-bytes N]; build with sanitizers (MDRT_SANITIZE). A case is a vocabulary.
+// fuzz_tokenizer [--count N] [--seed S] [--text-bytes N]; a case is a vocabulary. Build with MDRT_SANITIZE.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -150,6 +150,6 @@ int main(int argc, char** argv) {
     usable += run(random, tables, change, static_cast<size_t>(text_bytes));
   }
   using Shown = unsigned long long;
-  printf("%llu cases from seed %llu, %llu of them usable tokenizers, no failure\n", Shown{count}, Shown{seed}, Shown{usable});
+  printf("%llu cases from seed %llu, %llu of them usable, no failure\n", Shown{count}, Shown{seed}, Shown{usable});
   return 0;
 }
