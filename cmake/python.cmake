@@ -1,7 +1,7 @@
 # The extension mdrt._core and, beside it in the package, the library and its header: what a wheel carries.
 find_package(Python COMPONENTS Interpreter Development.Module)
 if(NOT Python_Development.Module_FOUND)
-  message(FATAL_ERROR "Python.h of ${Python_EXECUTABLE} was not found. Install it: sudo apt install python3-dev")
+  message(FATAL_ERROR "Python.h of ${Python_EXECUTABLE} was not found. Install it:\n  sudo apt install python3-dev")
 endif()
 find_package(pybind11 CONFIG REQUIRED)
 

@@ -197,5 +197,5 @@ def test_no_other_file_is_opened(tmp_path):
         "def files(): return {os.readlink(e.path) for e in os.scandir('/proc/self/fd') if os.path.exists(e.path)}\n"
         "before = files(); model = _core.Model(sys.argv[1]); print([f for f in files() - before if not f.startswith('/proc/')])"
     )
-    out = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True).stdout
+    out = subprocess.run([sys.executable, "-c", script, str(path)], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     assert out.strip() == str([str(path)])
