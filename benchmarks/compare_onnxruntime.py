@@ -5,8 +5,8 @@
     python benchmarks/export_onnx.py model onnx
     python benchmarks/compare_onnxruntime.py model.mdrt onnx --threads 2
 
-Needs onnxruntime. A ratio below 1 means that mdrt is faster. Both sides get the same random inputs, and their outputs are
-compared, so that no ratio is printed for two different computations.
+Needs onnxruntime. A ratio below 1 means that mdrt is faster. Both sides get the same random inputs, and their outputs
+are compared, so that no ratio is printed for two different computations.
 """
 
 from __future__ import annotations

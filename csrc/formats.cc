@@ -237,16 +237,19 @@ Shape stored_shape(WeightKind kind, DType dtype, const Shape& logical) {
   if (!rank_fits) throw fail(MDRT_ERROR_ARGUMENT, "a %s cannot have %zu dimensions", weight_kind_name(kind), rank);
   for (const int64_t size : logical)
     if (size < 1) throw fail(MDRT_ERROR_ARGUMENT, "a %s cannot have a dimension of %lld", weight_kind_name(kind), static_cast<long long>(size));
+  Shape stored;
   switch (kind) {
     case WeightKind::panel: {
       const int64_t taps = rank == 4 ? checked_mul(logical[2], logical[3]) : 1;
-      return {r16(logical[0]) / kPanel, checked_mul(taps, r16(logical[1])), kPanel};
+      stored = {r16(logical[0]) / kPanel, checked_mul(taps, r16(logical[1])), kPanel};
+      break;
     }
-    case WeightKind::vector: return {r16(logical[0])};
-    case WeightKind::table: return {logical[0], round_up(logical[1], 32)};
-    case WeightKind::depthwise: return {checked_mul(logical[1], logical[2]), r16(logical[0])};
+    case WeightKind::vector: stored = {r16(logical[0])}; break;
+    case WeightKind::table: stored = {logical[0], round_up(logical[1], 32)}; break;
+    case WeightKind::depthwise: stored = {checked_mul(logical[1], logical[2]), r16(logical[0])}; break;
   }
-  return {};
+  checked_mul(elements(stored), dtype_bytes(dtype));    // refuses what no file can hold
+  return stored;
 }
 
 void pack(const Format& format, const float* source, const Shape& logical, void* destination, int64_t destination_bytes) {

@@ -113,7 +113,9 @@ def _weight_tensors(
             if source is None:
                 raise InvalidArgumentError(f"weight {name} is missing")
             if tuple(source.shape) != weight.shape:
-                raise InvalidArgumentError(f"weight {name}: the shape is {list(source.shape)}, not {list(weight.shape)}")
+                raise InvalidArgumentError(
+                    f"weight {name}: the shape is {list(source.shape)}, not {list(weight.shape)}"
+                )
             yield _Tensor(name, dtype, tuple(shape), _packer(source, weight.kind, format, name))
 
 

@@ -144,11 +144,19 @@ class GraphMaker:
                          stride=[stride, stride], pads=list(pads))  # fmt: skip
 
     def linear(self, name, x, cin, cout):
-        inputs = [x, self.weight(f"{name}.weight", "panel", (cout, cin)), self.weight(f"{name}.bias", "vector", (cout,))]
+        inputs = [
+            x,
+            self.weight(f"{name}.weight", "panel", (cout, cin)),
+            self.weight(f"{name}.bias", "vector", (cout,)),
+        ]
         return self.node("linear", name, inputs, in_features=cin, out_features=cout)
 
     def norm(self, op, name, x, channels, **attributes):
-        inputs = [x, self.weight(f"{name}.weight", "vector", (channels,)), self.weight(f"{name}.bias", "vector", (channels,))]
+        inputs = [
+            x,
+            self.weight(f"{name}.weight", "vector", (channels,)),
+            self.weight(f"{name}.bias", "vector", (channels,)),
+        ]
         return self.node(op, name, inputs, eps=1e-5, **attributes)
 
     def document(self):
@@ -291,7 +299,12 @@ def tiny_bundle():
             "scaling_factor": 0.5,
             "shift_factor": 0.0,
             "noise": "philox",
-            "scheduler_config": {"_class_name": "DDIMScheduler", "num_train_timesteps": 1000, "clip_sample": True, "eta": None},
+            "scheduler_config": {
+                "_class_name": "DDIMScheduler",
+                "num_train_timesteps": 1000,
+                "clip_sample": True,
+                "eta": None,
+            },
             "schedules": [{"num_inference_steps": n, **schedule} for n in (1, 4)],
         },
         "tokenizer": {

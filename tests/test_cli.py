@@ -241,7 +241,12 @@ def test_failed_write_leaves_the_old_file(call, error, folder, capsys, monkeypat
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
 def test_interrupted(number, folder):
     arguments = ["generate", PROMPT, "--count", "1000", "--steps", "20", "-o", "a.png", "--progress", "json"]
-    with subprocess.Popen([sys.executable, "-m", "mdrt", *arguments], stderr=subprocess.PIPE) as process:
+
+    def hear_interrupts():
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background jobs inherit deafness to it
+
+    command = [sys.executable, "-m", "mdrt", *arguments]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, preexec_fn=hear_interrupts) as process:  # noqa: PLW1509
         process.stderr.readline()  # the work has begun
         time.sleep(0.3)
         process.send_signal(number)

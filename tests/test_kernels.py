@@ -28,6 +28,19 @@ def test_kernel_against_reference(op, isa):
     assert result["cases"] > 0 and result["failed"] == 0, result
 
 
+def test_a_wrong_kernel_is_noticed(monkeypatch):
+    monkeypatch.setitem(REFERENCES, "silu", REFERENCES["gelu"])
+    result = selftest.check_kernel("silu", "generic")
+    assert result["failed"] == result["cases"] and result["worst"] > 1
+
+
+def test_causal_attention_does_not_look_ahead():
+    q, k, v = array(1, 5, 8), array(1, 5, 8, seed=1), array(1, 5, 8, seed=2)
+    causal = kernels.self_attention(q, k, v, num_heads=2, is_causal=True)
+    assert np.allclose(causal[0, 0], v[0, 0], atol=1e-6)
+    assert not np.allclose(kernels.self_attention(q, k, v, num_heads=2)[0, 0], v[0, 0], atol=1e-2)
+
+
 def calls(**options):
     x, ids = array(2, 5, 7, 12), np.arange(10).reshape(2, 5)
     q, k, v = array(2, 6, 16), array(2, 9, 16, seed=1), array(2, 9, 16, seed=2)

@@ -2,8 +2,8 @@
 
     python tests/campaigns/cancel.py model.mdrt --count 50 --steps 2
 
-Afterwards the same pipeline must draw the same bytes as before. Exit status 1 when it does not, or when the 95th percentile
-exceeds the limit.
+Afterwards the same pipeline must draw the same bytes as before. Exit status 1 when it does not, or when the 95th
+percentile exceeds the limit.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Builds libmdrt and fuzz_bundle, with sanitizers or as shipped, and runs them on seeds made here.
 
-    python tests/fuzz/run.py --build DIR [--shipped] [--container 20000] [--graph 5000] [--seed 1]
+python tests/fuzz/run.py --build DIR [--shipped] [--container 20000] [--graph 5000] [--seed 1]
 """
 
 import argparse
@@ -34,11 +34,30 @@ def build(folder, source=ROOT, flags=SANITIZE, jobs=2):
     folder.mkdir(parents=True, exist_ok=True)
     kind = [f"-DCMAKE_CXX_FLAGS={flags}", "-DCMAKE_BUILD_TYPE=None"] if flags else ["-DCMAKE_BUILD_TYPE=Release"]
     subprocess.run(["cmake", "-S", source, "-B", folder / "lib", *kind], check=True, stdout=subprocess.DEVNULL)
-    subprocess.run(["cmake", "--build", folder / "lib", "--target", "mdrt", f"-j{jobs}"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        ["cmake", "--build", folder / "lib", "--target", "mdrt", f"-j{jobs}"], check=True, stdout=subprocess.DEVNULL
+    )
     program = folder / "fuzz_bundle"
     compiler = os.environ.get("CXX", "g++")
-    command = [compiler, "-std=c++17", "-Wall", "-Wextra", "-O1", *flags.split(), f"-I{source / 'csrc/include'}", HERE / "fuzz_bundle.cc"]
-    command += [HERE / "mutate.cc", "-o", program, f"-L{folder / 'lib'}", "-lmdrt", f"-Wl,-rpath,{folder / 'lib'}", "-pthread"]
+    command = [
+        compiler,
+        "-std=c++17",
+        "-Wall",
+        "-Wextra",
+        "-O1",
+        *flags.split(),
+        f"-I{source / 'csrc/include'}",
+        HERE / "fuzz_bundle.cc",
+    ]
+    command += [
+        HERE / "mutate.cc",
+        "-o",
+        program,
+        f"-L{folder / 'lib'}",
+        "-lmdrt",
+        f"-Wl,-rpath,{folder / 'lib'}",
+        "-pthread",
+    ]
     subprocess.run(command, check=True)
     return program
 
@@ -53,7 +72,11 @@ def main():
     arguments = parser.parse_args()
     program = build(arguments.build, flags="" if arguments.shipped else SANITIZE)
     complete, bare = write_seeds(arguments.build)
-    environment = {**os.environ, "ASAN_OPTIONS": "allocator_may_return_null=1:detect_leaks=1", "UBSAN_OPTIONS": "print_stacktrace=1"}
+    environment = {
+        **os.environ,
+        "ASAN_OPTIONS": "allocator_may_return_null=1:detect_leaks=1",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    }
     code = 0
     for kind, seeds in (("container", [complete, bare]), ("graph", [bare])):
         command = [program, *seeds, f"--{kind}", str(getattr(arguments, kind)), "--seed", str(arguments.seed)]
