@@ -5,8 +5,7 @@
 namespace mdrt {
 namespace {
 
-constexpr int64_t kBlockPixels = 128;       // output pixels of a task
-constexpr int64_t kMaxTaskPanels = 32;      // columns / 16 of a task: its C block takes 256 KiB of the second-level cache
+constexpr int64_t kMaxTaskPanels = 32;      // columns / 16 of a task: its C block stays in the second-level cache
 constexpr int64_t kWeightBlockBytes = 72 << 10;   // of one tile's weights in one pass: stays near the core while all rows use it
 constexpr int64_t kMinTasks = 16;           // enough to share among the cores of a board
 
@@ -33,8 +32,8 @@ void flatten(GemmArgs* g, bool per_image) {
 bool choose_blocks(GemmArgs* g, const TileInfo& tile, bool per_image) {
   const bool plain = is_plain_product(*g);
   if (plain) flatten(g, per_image);
-  g->block_w = std::min(g->out_w, plain ? kBlockPixels : int64_t{16});
-  g->block_h = std::min(g->out_h, kBlockPixels / g->block_w);
+  g->block_w = std::min(g->out_w, plain ? tile.block_pixels : int64_t{16});
+  g->block_h = std::min(g->out_h, tile.block_pixels / g->block_w);
   g->blocks_x = divide_up(g->out_w, g->block_w);
   g->blocks_y = divide_up(g->out_h, g->block_h);
 

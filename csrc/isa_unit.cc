@@ -34,7 +34,7 @@ namespace MDRT_ISA_NAME {
 extern const KernelTable MDRT_JOIN(kernel_table_, MDRT_ISA_NAME);
 const KernelTable MDRT_JOIN(kernel_table_, MDRT_ISA_NAME) = {
     MDRT_TEXT(MDRT_ISA_NAME),
-    {MDRT_ISA_NAME::kTileRows, MDRT_ISA_NAME::kTileColumns},
+    {MDRT_ISA_NAME::kTileRows, MDRT_ISA_NAME::kTileColumns, MDRT_ISA_NAME::kTileBlockPixels},
     MDRT_ISA_NAME::gemm_scratch_bytes,
     MDRT_ISA_NAME::attention_scratch_bytes,
 #define MDRT_KERNEL(name, Args) MDRT_ISA_NAME::name,

@@ -138,6 +138,7 @@ struct ConvertArgs {
 
 struct TileInfo {
   int rows, columns;            // MR, NR of the GEMM tile
+  int64_t block_pixels;         // output pixels of a task
 };
 
 struct KernelTable {

@@ -1,12 +1,13 @@
 // Opens, plans and runs mutated bundles through the C API. Built with sanitizers by run.py; uses mdrt.h only, so the same
 // program also runs against the library that is shipped.
 //
-//   fuzz_bundle SEED.mdrt... --container N --graph N --seed S [--only CASE]
+//   fuzz_bundle SEED.mdrt... --container N --graph N --seed S [--first CASE] [--only CASE]
 //
 // A case must end in MDRT_OK or a typed error, must not take more than a second of CPU time (a run is cancelled after
 // 200 ms), and opening must not allocate more than 40 bytes per byte of input plus 1 MB.
 #include <malloc.h>
 #include <signal.h>
+#include <sys/time.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -40,8 +41,11 @@ void say_case() {
   static_cast<void>(ignored);
 }
 
-void on_signal(int) {
+void on_signal(int number) {
   say_case();
+  const char* why = number == SIGALRM ? "does not end: more than five minutes\n" : number == SIGPROF ? "does not end: more than 20 s of CPU time\n" : "crashes\n";
+  const ssize_t ignored = write(2, why, strlen(why));
+  static_cast<void>(ignored);
   _exit(99);
 }
 
@@ -132,7 +136,9 @@ class Fuzzer {
     fuzz::Random random(seed_ * 1000003 + static_cast<uint64_t>(index) * 2 + (graph ? 1 : 0));
     snprintf(current_case, sizeof current_case, "\nCASE: --%s --seed %llu --only %lld\n", graph ? "graph" : "container",
              static_cast<unsigned long long>(seed_), static_cast<long long>(index));
-    alarm(60);
+    alarm(300);    // sleeps for ever; generous, because a busy machine may stop us for long
+    const itimerval limit = {{0, 0}, {20, 0}};    // loops for ever
+    setitimer(ITIMER_PROF, &limit, nullptr);
     const std::string& from = seeds_[random.below(seeds_.size())];
     const std::string file = graph ? fuzz::mutate_graph(from, random) : fuzz::mutate_container(from, random);
     void* exact = nullptr;    // an exact heap block: a sanitizer sees every byte read past its end
@@ -272,7 +278,7 @@ void report(const char* kind, const Counts& counts) {
 
 int main(int argc, char** argv) {
   std::vector<std::string> seeds;
-  int64_t cases[2] = {0, 0}, only = -1;
+  int64_t cases[2] = {0, 0}, first = 0, only = -1;
   uint64_t seed = 1;
   for (int i = 1; i < argc; ++i) {
     const std::string argument = argv[i];
@@ -285,6 +291,7 @@ int main(int argc, char** argv) {
     if (argument == "--container") cases[0] = strtoll(value, nullptr, 10);
     if (argument == "--graph") cases[1] = strtoll(value, nullptr, 10);
     if (argument == "--seed") seed = strtoull(value, nullptr, 10);
+    if (argument == "--first") first = strtoll(value, nullptr, 10);
     if (argument == "--only") only = strtoll(value, nullptr, 10);
   }
   if (seeds.empty() || seeds[0].empty()) {
@@ -294,12 +301,12 @@ int main(int argc, char** argv) {
   if (__sanitizer_set_death_callback != nullptr) __sanitizer_set_death_callback(say_case);
   else
     for (const int number : {SIGSEGV, SIGBUS, SIGABRT, SIGFPE, SIGILL}) signal(number, on_signal);
-  signal(SIGALRM, on_signal);
+  for (const int number : {SIGALRM, SIGPROF}) signal(number, on_signal);
   int64_t failures = 0;
   Fuzzer fuzzer(seeds, seed);
   for (const int kind : {0, 1}) {
     Counts counts;
-    for (int64_t i = 0; i < cases[kind]; ++i)
+    for (int64_t i = first; i < cases[kind]; ++i)
       if (only < 0 || only == i) fuzzer.run(kind == 1, i, counts);
     if (cases[kind] > 0) report(kind == 1 ? "graph" : "container", counts);
     failures += counts.failures;
