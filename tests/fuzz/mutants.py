@@ -31,7 +31,7 @@ MUTANTS = [
     ("keys may occur twice", "json.cc", "if (twin == keys.end()) return;", "return;"),
     ("depth is not limited", "json.cc", "if (depth > max_depth_)", "if (false)"),
     ("any bytes are UTF-8", "json.cc", "if (!fits) refuse", "if (false) refuse"),
-    ("tensors need no owner", "document.cc", "if (idle != claimed_.end())", "if (false)"),
+    ("tensors need no owner", "fields.cc", "if (idle != claimed_.end())", "if (false)"),
     ("merges may name any token", "document.cc", "if (ids[i] < 0 || ids[i] >= info.vocab_size)", "if (false)"),
     ("schedules may hold NaN", "document.cc", "if (!std::isfinite(x[i]))", "if (false)"),
     ("components need not fit the pipeline", "document.cc", "if (channels != 0 && shape.back() != channels)", "if (false)"),  # noqa: E501
