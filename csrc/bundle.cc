@@ -322,22 +322,4 @@ void Bundle::verify() const {
   }
 }
 
-void Bundle::release_pages(const std::string& component) const {
-  if (!mapped_) return;
-  const std::string prefix = component + "/";
-  const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  for (size_t i = 0; i < tensors_.size();) {
-    size_t end = i;    // one past the neighbouring tensors that belong to the component
-    while (end < tensors_.size() && tensors_[end].name.compare(0, prefix.size(), prefix) == 0) ++end;
-    if (end == i) {
-      ++i;
-      continue;
-    }
-    const uintptr_t from = (reinterpret_cast<uintptr_t>(tensors_[i].data) + page - 1) / page * page;
-    const uintptr_t to = reinterpret_cast<uintptr_t>(tensors_[end - 1].data + tensors_[end - 1].size_bytes) / page * page;
-    if (from < to) madvise(reinterpret_cast<void*>(from), to - from, MADV_DONTNEED);
-    i = end;
-  }
-}
-
 }  // namespace mdrt

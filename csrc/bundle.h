@@ -71,8 +71,6 @@ class Bundle {
   int64_t file_bytes() const { return file_bytes_; }
   // CRC32C of the header and of every tensor against what the file states. Throws Error(MDRT_ERROR_BUNDLE).
   void verify() const;
-  // Tells the kernel that the pages of a component's weights are not needed any more.
-  void release_pages(const std::string& component) const;
 
  private:
   friend class BundleParser;

@@ -123,7 +123,7 @@ def _add_new(commands: Any) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="change a configuration value, such as unet.num_attention_heads=8",
+        help="change a configuration value, such as unet.attention_head_dim=32",
     )
     add("--tokenizer", metavar="DIR", help="take the vocabulary from here; default: a made-up one")
     add("-o", "--output", required=True, metavar="DIR")
