@@ -1,6 +1,7 @@
 #include "base/cpu.h"
 
 #include <sched.h>
+#include <cstdint>
 #include <cstdio>
 #include <cstring>
 #include <set>
