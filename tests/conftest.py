@@ -13,7 +13,8 @@ HAS_TORCH = importlib.util.find_spec("torch") is not None
 
 def pytest_report_header() -> str:
     info = _core.build_info()
-    return "mdrt: " + ", ".join(f"{key} {value}" for key, value in info.items())
+    isas = [f"({row['name']})" if row["chosen"] else row["name"] for row in info["isas"] if row["usable"]]
+    return f"mdrt {info['version']}: {info['compiler']}, {' '.join(isas)}, {info['usable_cores']} cores"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
