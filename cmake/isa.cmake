@@ -3,8 +3,13 @@
 set(MDRT_ISA_ROWS
   "generic|any||"
   "avx2|x86_64|-mavx2 -mfma -mf16c|avx2 fma f16c"
+  "avxvnni|x86_64|-mavx2 -mfma -mf16c -mavxvnni|avx2 fma f16c avxvnni"
   "avx512|x86_64|-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma -mf16c -mprefer-vector-width=512|avx512f avx512bw avx512vl avx512dq fma f16c"
+  "avx512vnni|x86_64|-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mfma -mf16c -mprefer-vector-width=512|avx512f avx512bw avx512vl avx512dq avx512vnni fma f16c"
+  "amx|x86_64|-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512vnni -mamx-tile -mamx-int8 -mfma -mf16c -mprefer-vector-width=512|avx512f avx512bw avx512vl avx512dq avx512vnni amxint8 fma f16c"
   "neon|aarch64||neon"
+  "neondot|aarch64|-march=armv8.2-a+fp16+dotprod|neon fp16 dotprod"
+  "neoni8mm|aarch64|-march=armv8.2-a+fp16+dotprod+i8mm|neon fp16 dotprod i8mm"
 )
 
 # The compiler knows what it compiles for; the kernel need not agree (a 64-bit kernel under 32-bit Raspberry Pi OS).

@@ -22,8 +22,11 @@ namespace MDRT_ISA_NAME {
 #include "simd/vec.h"
 // Bodies, in the order of use.
 #include "micro/gemm_fp32.h"
+#include "micro/gemm_int8.h"
 #include "kernels/load_tile.h"
 #include "kernels/gemm.h"
+#include "kernels/quantize.h"
+#include "kernels/gemm_int8.h"
 #include "kernels/depthwise.h"
 #include "kernels/attention.h"
 #include "kernels/norm.h"
@@ -34,8 +37,12 @@ namespace MDRT_ISA_NAME {
 extern const KernelTable MDRT_JOIN(kernel_table_, MDRT_ISA_NAME);
 const KernelTable MDRT_JOIN(kernel_table_, MDRT_ISA_NAME) = {
     MDRT_TEXT(MDRT_ISA_NAME),
-    {MDRT_ISA_NAME::kTileRows, MDRT_ISA_NAME::kTileColumns, MDRT_ISA_NAME::kTileBlockPixels},
+    {MDRT_ISA_NAME::kTileRows, MDRT_ISA_NAME::kTileColumns, MDRT_ISA_NAME::kTileBlockPixels,
+     MDRT_ISA_NAME::kInt8Rows, MDRT_ISA_NAME::kInt8Columns},
     MDRT_ISA_NAME::gemm_scratch_bytes,
+    MDRT_ISA_NAME::gemm_int8_scratch_bytes,
+    MDRT_ISA_NAME::quantize_scratch_bytes,
+    MDRT_ISA_NAME::layer_norm_scratch_bytes,
     MDRT_ISA_NAME::attention_scratch_bytes,
 #define MDRT_KERNEL(name, Args) MDRT_ISA_NAME::name,
 #include "kernels.def"

@@ -39,16 +39,7 @@ Lowering::Lowering(const PlanRequest& request, Plan& plan)
   fused_ = fuse(graph_, plan_.shapes, wanted_, request.fuse);
   last_reader_.assign(static_cast<size_t>(graph_.value_count()), -1);
   norm_buffers_.assign(fused_.size(), -1);
-  for (const Weight& weight : graph_.weights) half_ = half_ || weight.dtype == DType::fp16;
-}
-
-template <class Args>
-KernelStep<Args>& Lowering::add_step(void (*kernel)(const Args*, int64_t, void*), const char* kernel_name, int32_t value) {
-  auto step = std::make_unique<KernelStep<Args>>(kernel);
-  step->name = std::string(kernel_name) + " " + graph_.value_name(value);
-  KernelStep<Args>& reference = *step;
-  plan_.steps.push_back(std::move(step));
-  return reference;
+  for (const Weight& weight : graph_.weights) half_ = half_ || weight.dtype == DType::fp16 || weight.dtype == DType::int8;
 }
 
 int32_t Lowering::add_buffer(int64_t size_bytes) {
@@ -87,12 +78,6 @@ void Lowering::use_sources(ActivationView* sources, int* num_sources, int64_t* k
 const Weight* Lowering::find_weight(const Node& node, size_t input) const {
   if (input >= node.inputs.size()) return nullptr;
   return &graph_.weights[static_cast<size_t>(node.inputs[input] - graph_.weight_base())];
-}
-
-template <class T>
-const T* Lowering::weight(const Node& node, size_t input) const {
-  const Weight* found = find_weight(node, input);
-  return found ? reinterpret_cast<const T*>(found->data) : nullptr;
 }
 
 int64_t Lowering::macs(int32_t node) const {
@@ -161,15 +146,16 @@ void Lowering::place_output(const FusedNode& node, int32_t overwrite) {
 }
 
 void Lowering::lower_node(const FusedNode& node) {
-  if (node.op == OpType::conv2d || node.op == OpType::linear) return lower_gemm(node);
+  if (node.op == OpType::conv2d || node.op == OpType::linear) return is_int8(node) ? lower_gemm_int8(node) : lower_gemm(node);
+  if (node.op == OpType::layer_norm) return lower_layer_norm(node);
   if (!node.stats_only) place_output(node, -1);
   switch (node.op) {
     case OpType::conv2d:
-    case OpType::linear: return;
+    case OpType::linear:
+    case OpType::layer_norm: return;
     case OpType::depthwise_conv2d: return lower_depthwise(node);
     case OpType::attention: return lower_attention(node);
     case OpType::group_norm: return lower_group_norm(node);
-    case OpType::layer_norm: return lower_layer_norm(node);
     case OpType::silu:
     case OpType::gelu:
     case OpType::quick_gelu:
@@ -183,32 +169,40 @@ void Lowering::lower_node(const FusedNode& node) {
   }
 }
 
+void Lowering::set_input(const FusedNode& node, GemmArgs* g) {
+  use_sources(g->sources, &g->num_sources, &g->k_channels, node.inputs);
+  set_geometry(node, g);
+  if (node.norm >= 0) {
+    use(&g->norm, norm_buffers_[static_cast<size_t>(node.norm)]);
+    g->input_activation = node.input_activation;
+  }
+}
+
+void Lowering::set_product(const FusedNode& node, GemmArgs* g) {
+  const Node& op = plain(node.node);
+  const Weight& panels = *find_weight(op, 1);
+  g->weight = panels.data;
+  g->weight_dtype = panels.dtype;
+  g->panels = panels.shape[0];
+  g->bias = weight<float>(op, 2);
+  g->activation = node.activation;
+  g->gated = node.gated;
+  if (node.image_bias >= 0) {
+    use(&g->image_bias, place(node.image_bias).buffer);
+    g->image_bias_stride = place(node.image_bias).stride;
+  }
+  if (node.residual >= 0) use(&g->residual, node.residual);
+}
+
 void Lowering::lower_gemm(const FusedNode& node) {
   auto& step = add_step<GemmArgs>(kernels_.gemm, "gemm", node.output);
   GemmArgs& g = step.data;
-  const Node& op = plain(node.node);
-  use_sources(g.sources, &g.num_sources, &g.k_channels, node.inputs);
-  set_geometry(node, &g);
+  set_input(node, &g);
   step.macs = macs(node.node) + (node.depthwise >= 0 ? macs(node.depthwise) : 0);
-  if (node.norm >= 0) {
-    use(&g.norm, norm_buffers_[static_cast<size_t>(node.norm)]);
-    g.input_activation = node.input_activation;
-  }
-  const Weight& panels = *find_weight(op, 1);
-  g.weight = panels.data;
-  g.weight_dtype = panels.dtype;
-  g.panels = panels.shape[0];
-  g.bias = weight<float>(op, 2);
-  g.activation = node.activation;
-  g.gated = node.gated;
-  if (node.image_bias >= 0) {
-    use(&g.image_bias, place(node.image_bias).buffer);
-    g.image_bias_stride = place(node.image_bias).stride;
-  }
-  if (node.residual >= 0) use(&g.residual, node.residual);
-  const bool plain_product = choose_blocks(&g, kernels_.tile, node.norm >= 0 || node.image_bias >= 0);
+  set_product(node, &g);
+  choose_blocks(&g, kernels_.tile, node.norm >= 0 || node.image_bias >= 0);
   // A residual is read where it is written. So is the input of a plain product whose tasks hold whole pixels.
-  const bool whole_pixels = plain_product && g.panel_blocks == 1 && g.num_sources == 1;
+  const bool whole_pixels = g.plain_product && g.panel_blocks == 1 && g.num_sources == 1;
   int32_t overwrite = whole_pixels ? node.inputs[0] : -1;
   if (node.residual >= 0) {
     const bool is_input = std::find(node.inputs.begin(), node.inputs.end(), node.residual) != node.inputs.end();
@@ -321,7 +315,17 @@ void Lowering::lower_layer_norm(const FusedNode& node) {
   LayerNormArgs& a = step.data;
   const Node& op = plain(node.node);
   use(&a.input, node.inputs[0]);
-  use(&a.output, node.output);
+  if (is_read_as_bytes(node.output)) {
+    const ValuePlace p = make_place(plan_.shapes[static_cast<size_t>(node.output)], DType::int8);
+    const Quantized q = add_quantized(p.batch, p.height, p.width, p.padded(), true);
+    quantized_[node.output] = q;
+    plan_.places[static_cast<size_t>(node.output)] = q.place;
+    use(&a.output, q);
+    use(&a.pixel_scale, q.scales);
+  } else {
+    place_output(node, -1);
+    use(&a.output, node.output);
+  }
   a.pixels = place(node.output).batch * place(node.output).pixels();
   a.block_pixels = kBlockPixels / 4;
   a.size = attribute_int(op, "normalized_shape");
@@ -329,6 +333,7 @@ void Lowering::lower_layer_norm(const FusedNode& node) {
   a.weight = weight<float>(op, 1);
   a.bias = weight<float>(op, 2);
   step.tasks = divide_up(a.pixels, a.block_pixels);
+  step.scratch_bytes = kernels_.layer_norm_scratch_bytes(&a);
 }
 
 void Lowering::lower_attention(const FusedNode& node) {
@@ -429,6 +434,8 @@ void Lowering::lower_embedding(const FusedNode& node) {
   a.positions = positions.data;
   a.positions_dtype = positions.dtype;
   a.positions_stride = positions.shape[1];
+  a.table_scale = weight<float>(op, 3);
+  a.positions_scale = weight<float>(op, 4);
   use(&a.output, node.output);
   a.batch = place(node.output).batch;
   a.length = place(node.output).width;

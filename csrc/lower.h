@@ -1,6 +1,7 @@
 // Lowering: fused nodes become kernel calls. Pointers into the arena are filled in once its layout is known.
 #pragma once
 
+#include <map>
 #include <vector>
 
 #include "fuse.h"
@@ -23,11 +24,18 @@ class Lowering {
     int32_t buffer;
   };
 
+  // A value, or what a layer's loader makes of values, as int8: where its bytes and its pixels' scales lie.
+  struct Quantized {
+    ValuePlace place;
+    int32_t scales = -1;        // buffer; -1: the layer has input_scale and input_zero_point
+  };
+
   template <class Args>
   KernelStep<Args>& add_step(void (*kernel)(const Args*, int64_t, void*), const char* kernel_name, int32_t value);
   int32_t add_buffer(int64_t size_bytes);
   void use(void* location, int32_t buffer);                   // the step added last reads or writes it
   void use(ActivationView* view, int32_t value);
+  void use(ActivationView* view, const Quantized& q);
   void use_sources(ActivationView* sources, int* num_sources, int64_t* k_channels, const std::vector<int32_t>& values);
   template <class T>
   const T* weight(const Node& node, size_t input) const;      // nullptr when the optional input is absent
@@ -38,6 +46,13 @@ class Lowering {
   bool can_overwrite(const FusedNode& node, int32_t value, const ValuePlace& output) const;
   void lower_node(const FusedNode& node);
   void lower_gemm(const FusedNode& node);
+  void lower_gemm_int8(const FusedNode& node);
+  void set_input(const FusedNode& node, GemmArgs* g);      // what the loader reads, and the geometry
+  void set_product(const FusedNode& node, GemmArgs* g);    // weight, bias and what follows the product
+  bool is_int8(const FusedNode& node) const;
+  bool is_read_as_bytes(int32_t value) const;
+  Quantized add_quantized(int64_t batch, int64_t height, int64_t width, int64_t channels, bool scale_per_pixel);
+  Quantized quantize(const FusedNode& node);               // the input of an int8 layer
   void set_geometry(const FusedNode& node, GemmArgs* g) const;
   void lower_depthwise(const FusedNode& node);
   void lower_group_norm(const FusedNode& node);
@@ -62,9 +77,25 @@ class Lowering {
   std::vector<int> last_reader_;              // per value: index of the fused node that reads it last
   std::vector<int32_t> norm_buffers_;         // per fused node: scale and shift of a group_norm
   std::vector<Pointer> pointers_;
+  std::map<int32_t, Quantized> quantized_;    // by value: with one scale per pixel, for every layer that reads it
   bool half_ = false;                         // activations between fused nodes are fp16
   int current_ = 0;                           // index of the fused node being lowered
 };
+
+template <class Args>
+KernelStep<Args>& Lowering::add_step(void (*kernel)(const Args*, int64_t, void*), const char* kernel_name, int32_t value) {
+  auto step = std::make_unique<KernelStep<Args>>(kernel);
+  step->name = std::string(kernel_name) + " " + graph_.value_name(value);
+  KernelStep<Args>& reference = *step;
+  plan_.steps.push_back(std::move(step));
+  return reference;
+}
+
+template <class T>
+const T* Lowering::weight(const Node& node, size_t input) const {
+  const Weight* found = find_weight(node, input);
+  return found ? reinterpret_cast<const T*>(found->data) : nullptr;
+}
 
 // The sinusoid of a diffusion timestep (timestep.cc): the same on every ISA, so it stands outside the kernel table.
 struct TimestepArgs {
@@ -75,8 +106,8 @@ struct TimestepArgs {
 void timestep_embedding(const TimestepArgs* args, int64_t image, void* scratch);
 
 // Block sizes of a GEMM whose other fields are filled in; they depend on nothing but the layer and the register tile.
-// `per_image`: a norm or an image bias makes images differ. Returns whether it is a plain matrix product: no output
-// pixel reads more than its own input pixel.
-bool choose_blocks(GemmArgs* args, const TileInfo& tile, bool per_image);
+// `per_image`: a norm or an image bias makes images differ.
+void choose_blocks(GemmArgs* args, const TileInfo& tile, bool per_image);
+void choose_int8_blocks(GemmArgs* args, const TileInfo& tile, bool per_image);
 
 }  // namespace mdrt

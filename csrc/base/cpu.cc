@@ -11,6 +11,8 @@
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #elif defined(__aarch64__)
 #include <sys/auxv.h>
 #endif
@@ -31,6 +33,15 @@ uint64_t enabled_state() {
   return low | static_cast<uint64_t>(high) << 32;
 }
 
+// Linux gives a process the large tile registers only when it asks (Documentation/arch/x86/xstate.rst).
+bool may_use_amx(uint64_t state, uint32_t leaf7_edx) {
+  constexpr uint64_t kTileState = 0x60000;
+  constexpr uint32_t kTileAndInt8 = 0x3000000;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  if ((state & kTileState) != kTileState || (leaf7_edx & kTileAndInt8) != kTileAndInt8) return false;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
 std::string detect() {
   uint32_t a, b, c, d, b7 = 0, c7 = 0, d7 = 0, a71 = 0;
   if (!__get_cpuid(1, &a, &b, &c, &d)) return "";
@@ -47,7 +58,7 @@ std::string detect() {
       {"f16c", ymm && (c1 >> 29 & 1)},         {"avxvnni", ymm && (a71 >> 4 & 1)},
       {"avx512f", zmm && (b7 >> 16 & 1)},      {"avx512dq", zmm && (b7 >> 17 & 1)},
       {"avx512bw", zmm && (b7 >> 30 & 1)},     {"avx512vl", zmm && (b7 >> 31 & 1)},
-      {"avx512vnni", zmm && (c7 >> 11 & 1)},
+      {"avx512vnni", zmm && (c7 >> 11 & 1)},   {"amxint8", may_use_amx(state, d7)},
   };
   std::string text;
   for (const Feature& feature : features) {

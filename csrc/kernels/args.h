@@ -11,7 +11,7 @@ namespace mdrt {
 
 struct ActivationView {
   void* data;
-  DType dtype;          // fp32 or fp16
+  DType dtype;          // fp32 or fp16; int8 between `quantize` (or `layer_norm`) and `gemm_int8`
   int64_t channels;     // padded
   int64_t stride;       // elements between pixels
 };
@@ -34,6 +34,13 @@ struct GemmArgs {
   DType weight_dtype;
   int64_t panels;
   const float* bias;        // (panels * kPanel), or null
+  // An int8 weight: `gemm_int8`, whose only source is int8. The input's scale is one number per pixel, or one for all with a
+  // zero point, which stands where the convolution's padding is.
+  const float* weight_scale;        // (panels * kPanel)
+  const int32_t* weight_sum;        // (panels * kPanel)
+  const float* pixel_scale;         // (input pixels), or null
+  const float* input_scale;         // (1), if pixel_scale is null
+  const int32_t* input_zero_point;  // (1), if pixel_scale is null
   // Output: batch images of out_h * out_w pixels.
   int64_t out_h, out_w;
   const float* image_bias;  // (batch, image_bias_stride) added per image, or null
@@ -43,11 +50,22 @@ struct GemmArgs {
   bool gated;               // output = first half of the columns * activation(second half)
   ActivationView output;
   // Blocking, the same for any thread count.
+  bool plain_product;           // no output pixel reads more than its own input pixel
   int64_t block_h, block_w;     // output pixels of a task
   int64_t blocks_y, blocks_x;
   int64_t task_panels;          // panels of output of a task (gated: of each half)
   int64_t panel_blocks;
   int64_t k_block;              // channels per pass
+};
+
+// The input of an int8 layer: what the loader of `layer` makes of its sources, quantised. One source of bytes replaces all.
+struct QuantizeArgs {
+  GemmArgs layer;               // its input side; with `depthwise` also geometry and blocks of the output
+  int64_t pixels, block_pixels; // without `depthwise`: all pixels of the batch, and those of a task
+  ActivationView output;        // int8; zeros from the last channel to the next multiple of 64
+  float* pixel_scale;           // (output pixels) written; null: input_scale and input_zero_point are given
+  const float* input_scale;
+  const int32_t* input_zero_point;
 };
 
 struct DepthwiseArgs {
@@ -87,6 +105,7 @@ struct LayerNormArgs {
   int64_t size;             // logical channels
   float eps;
   const float *weight, *bias;
+  float* pixel_scale;           // (pixels) written when the output is int8
 };
 
 struct AttentionArgs {
@@ -124,6 +143,7 @@ struct EmbeddingArgs {
   const void *table, *positions;
   DType table_dtype, positions_dtype;
   int64_t table_stride, positions_stride;
+  const float *table_scale, *positions_scale;   // (rows), of int8 tables
   int64_t batch, length, size;
   ActivationView output;
 };
@@ -139,12 +159,16 @@ struct ConvertArgs {
 struct TileInfo {
   int rows, columns;            // MR, NR of the GEMM tile
   int64_t block_pixels;         // output pixels of a task
+  int int8_rows, int8_columns;  // MR, NR of the int8 tile
 };
 
 struct KernelTable {
   const char* isa;
   TileInfo tile;
   int64_t (*gemm_scratch_bytes)(const GemmArgs*);
+  int64_t (*gemm_int8_scratch_bytes)(const GemmArgs*);
+  int64_t (*quantize_scratch_bytes)(const QuantizeArgs*);
+  int64_t (*layer_norm_scratch_bytes)(const LayerNormArgs*);
   int64_t (*attention_scratch_bytes)(const AttentionArgs*);
 #define MDRT_KERNEL(name, Args) void (*name)(const Args*, int64_t task, void* scratch);
 #include "kernels.def"

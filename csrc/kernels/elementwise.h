@@ -83,13 +83,24 @@ static void copy(const CopyArgs* args, int64_t task, void*) {
   }
 }
 
+namespace {
+
+// Channels [c, c + VL) of one row of a table.
+inline vf load_row(const void* table, DType dtype, int64_t stride, const float* scale, int64_t row, int64_t c) {
+  if (dtype != DType::int8) return load_as(table, row * stride + c, dtype);
+  const vb bytes = *reinterpret_cast<const vb_unaligned*>(static_cast<const int8_t*>(table) + row * stride + c);
+  return rounded(__builtin_convertvector(bytes, vf) * scale[row]);
+}
+
+}  // namespace
+
 // One task per token.
 static void embedding(const EmbeddingArgs* args, int64_t task, void*) {
   const EmbeddingArgs& a = *args;
   const int64_t id = a.ids[task], position = task % a.length;
   for (int64_t c = 0; c < a.output.channels; c += VL) {
-    const vf x = load_as(a.table, id * a.table_stride + c, a.table_dtype) +
-                 load_as(a.positions, position * a.positions_stride + c, a.positions_dtype);
+    const vf x = load_row(a.table, a.table_dtype, a.table_stride, a.table_scale, id, c) +
+                 load_row(a.positions, a.positions_dtype, a.positions_stride, a.positions_scale, position, c);
     store_as(a.output.data, task * a.output.stride + c, a.output.dtype, x);
   }
 }

@@ -164,7 +164,7 @@ static void gemm(const GemmArgs* args, int64_t task, void* scratch) {
       const float* a = tile;
       int64_t a_w = region.w;
       if (g.depthwise) {
-        depthwise_tile(g, tile, region.w, t.h, t.w, k0, depth, s.tile_stride, depthwise);
+        depthwise_tile(g, tile, region.w, t.h, t.w, k0, depth, s.tile_stride, depthwise, s.tile_stride);
         a = depthwise;
         a_w = t.w;
       }

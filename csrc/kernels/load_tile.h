@@ -66,11 +66,11 @@ inline void load_tile(const GemmArgs& g, const TileRegion& region, int s, int64_
   }
 }
 
-// Depthwise convolution of a loaded tile: out (block_h * block_w, stride).
+// Depthwise convolution of a loaded tile: out (block_h * block_w, out_stride).
 inline void depthwise_tile(const GemmArgs& g, const float* tile, int64_t tile_w, int64_t block_h, int64_t block_w, int64_t k0,
-                           int64_t channels, int64_t stride, float* out) {
+                           int64_t channels, int64_t stride, float* out, int64_t out_stride) {
   for (int64_t y = 0; y < block_h; ++y) {
-    for (int64_t x = 0; x < block_w; ++x, out += stride) {
+    for (int64_t x = 0; x < block_w; ++x, out += out_stride) {
       for (int64_t c = 0; c < channels; c += VL) {
         vf total = g.depthwise_bias ? load(g.depthwise_bias + k0 + c) : vf{};
         for (int64_t ky = 0; ky < g.kernel_h; ++ky) {

@@ -102,8 +102,14 @@ static void norm_apply(const NormApplyArgs* args, int64_t task, void*) {
   }
 }
 
-static void layer_norm(const LayerNormArgs* args, int64_t task, void*) {
+static int64_t layer_norm_scratch_bytes(const LayerNormArgs* args) {
+  return args->output.dtype == DType::int8 ? args->output.channels * static_cast<int64_t>(sizeof(float)) : 0;
+}
+
+static void layer_norm(const LayerNormArgs* args, int64_t task, void* scratch) {
   const LayerNormArgs& a = *args;
+  const bool quantized = a.output.dtype == DType::int8;
+  float* row = static_cast<float*>(scratch);
   const int64_t first = task * a.block_pixels;
   const int64_t end = first + a.block_pixels < a.pixels ? first + a.block_pixels : a.pixels;
   const float inverse_size = 1.0f / static_cast<float>(a.size);
@@ -120,7 +126,14 @@ static void layer_norm(const LayerNormArgs* args, int64_t task, void*) {
     const float inverse = 1.0f / __builtin_sqrtf(sum(square) * inverse_size + a.eps);
     for (int64_t c = 0; c < a.input.channels; c += VL) {
       const vf y = (load_as(x, c, a.input.dtype) - mean) * inverse * load(a.weight + c) + load(a.bias + c);
-      store_as(a.output.data, i * a.output.stride + c, a.output.dtype, y);
+      if (quantized) {
+        store(row + c, y);
+      } else {
+        store_as(a.output.data, i * a.output.stride + c, a.output.dtype, y);
+      }
+    }
+    if (quantized) {
+      a.pixel_scale[i] = quantize_pixel(row, a.output.channels, static_cast<int8_t*>(a.output.data) + i * a.output.stride);
     }
   }
 }

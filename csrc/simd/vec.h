@@ -15,6 +15,7 @@ typedef float vf __attribute__((vector_size(VL * 4)));          // VL floats
 typedef int32_t vi __attribute__((vector_size(VL * 4)));        // VL integers, also lane masks
 typedef uint32_t vu __attribute__((vector_size(VL * 4)));
 typedef float vf_unaligned __attribute__((vector_size(VL * 4), aligned(4), may_alias));
+typedef int32_t vi_unaligned __attribute__((vector_size(VL * 4), aligned(4), may_alias));
 typedef uint16_t vh __attribute__((vector_size(VL * 2)));       // VL halves as bits
 typedef uint16_t vh_unaligned __attribute__((vector_size(VL * 2), aligned(2), may_alias));
 
@@ -24,6 +25,8 @@ inline vf splat(float x) { return x - vf{}; }
 inline vi splat_int(int32_t x) { return x - vi{}; }
 inline vf load(const float* p) { return *reinterpret_cast<const vf_unaligned*>(p); }
 inline void store(float* p, vf x) { *reinterpret_cast<vf_unaligned*>(p) = x; }
+inline vi load_int(const int32_t* p) { return *reinterpret_cast<const vi_unaligned*>(p); }
+inline void store_int(int32_t* p, vi x) { *reinterpret_cast<vi_unaligned*>(p) = x; }
 inline vf max(vf a, vf b) { return a > b ? a : b; }
 inline vf min(vf a, vf b) { return a < b ? a : b; }
 inline vf bits_to_float(vi x) { return reinterpret_cast<vf>(x); }
@@ -46,6 +49,18 @@ inline float max_lane(vf x) {
   float top = x[0];
   for (int i = 1; i < VL; ++i) top = x[i] > top ? x[i] : top;
   return top;
+}
+
+// The value, hidden from the compiler so that it cannot contract the operation that made it with the one that uses it.
+inline vf rounded(vf x) {
+#if defined(__x86_64__) || defined(__i386__)
+  __asm__("" : "+v"(x));
+#elif defined(__aarch64__)
+  __asm__("" : "+w"(x));
+#else
+  __asm__("" : "+m"(x));
+#endif
+  return x;
 }
 
 // Halves are IEEE binary16; rounding is to nearest, ties to even.

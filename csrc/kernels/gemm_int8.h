@@ -1,0 +1,161 @@
+// Convolution and linear layers with int8 weights and int8 input, as implicit GEMM with exact int32 sums.
+//
+// A task computes block_h x block_w output pixels times task_panels panels, tile by tile over the whole of K; every tile of
+// sums becomes floats at once. A convolution's task copies its pixels, halo included, into scratch; a plain product
+// (kernel 1x1, same pixels) reads them where they lie.
+
+namespace {
+
+struct Int8Scratch {
+  int64_t tile_stride, tile, c;       // bytes
+};
+
+inline Int8Scratch int8_scratch(const GemmArgs& g) {
+  Int8Scratch s;
+  s.tile_stride = round_up(g.k_channels, kInt8Align);
+  if (s.tile_stride % 128 == 0) s.tile_stride += 64;        // an odd number of cache lines: see gemm_scratch
+  const int64_t h = (g.block_h - 1) * g.stride_h + g.kernel_h, w = (g.block_w - 1) * g.stride_w + g.kernel_w;
+  s.tile = g.plain_product ? 0 : h * w * s.tile_stride;
+  s.c = (g.gated ? 2 : 1) * kInt8Rows * kInt8Columns * static_cast<int64_t>(sizeof(int32_t));
+  return s;
+}
+
+// tile: (region.h, region.w, stride). Padding holds the zero point.
+inline void load_int8_tile(const GemmArgs& g, const TileRegion& region, int64_t stride, int8_t* tile) {
+  const int8_t* source = static_cast<const int8_t*>(g.sources[0].data);
+  const int64_t pixel_stride = g.sources[0].stride, image_pixel = region.image * g.in_h * g.in_w;
+  const int64_t bytes = round_up(g.k_channels, kInt8Align);
+  const bool resized = g.view_h != g.in_h || g.view_w != g.in_w;
+  const int padding = g.input_zero_point ? *g.input_zero_point + kInt8Offset : kInt8Offset;
+  for (int64_t y = 0; y < region.h; ++y) {
+    const int64_t view_y = region.y + y;
+    const bool outside = view_y < 0 || view_y >= g.view_h;
+    const int64_t row = outside ? 0 : image_pixel + (resized ? view_y * g.in_h / g.view_h : view_y) * g.in_w;
+    int8_t* out = tile + y * region.w * stride;
+    for (int64_t x = 0; x < region.w; ++x, out += stride) {
+      const int64_t view_x = region.x + x;
+      if (outside || view_x < 0 || view_x >= g.view_w) {
+        memset(out, padding, static_cast<size_t>(g.k_channels));
+        memset(out + g.k_channels, 0, static_cast<size_t>(bytes - g.k_channels));
+      } else {
+        const int64_t pixel = row + (resized ? view_x * g.in_w / g.view_w : view_x);
+        memcpy(out, source + pixel * pixel_stride, static_cast<size_t>(bytes));
+      }
+    }
+  }
+}
+
+// Rows of a task's block, and where its results go.
+struct Int8Block {
+  const GemmArgs& g;
+  const GemmTask& t;
+  const int8_t* a;              // the block's first pixel
+  int64_t a_w, a_stride;        // pixels of a row of `a`, bytes of a pixel
+  int64_t pixel0;               // output pixel (of all images) of the first row
+  float scale;                  // of the input, if it is the same for all pixels
+  int32_t offset;               // what the stored bytes are above the values
+
+  int64_t output_pixel(int64_t i) const { return pixel0 + i / t.w * g.out_w + i % t.w; }
+};
+
+// Sums of `columns` columns from weight panel `panel` on become floats: (sum - offset * weight_sum) * (s * weight_scale) + bias.
+inline vf dequantize(const Int8Block& block, const int32_t* sums, int64_t column, float scale) {
+  const GemmArgs& g = block.g;
+  vi sum = load_int(sums);
+  if (block.offset) sum -= block.offset * load_int(g.weight_sum + column);
+  const vf factor = rounded(scale * load(g.weight_scale + column));
+  const vf product = rounded(__builtin_convertvector(sum, vf) * factor);
+  return g.bias ? product + load(g.bias + column) : product;
+}
+
+// Rows [first, first + rows) of the block, columns of panels [panel, panel + panels) of the output.
+inline void store_int8_tile(const Int8Block& block, const int32_t* c, const int32_t* gate, int64_t first, int64_t rows,
+                            int64_t panel, int64_t panels) {
+  const GemmArgs& g = block.g;
+  const int64_t column0 = panel * kPanel, gate_column0 = column0 + g.panels / 2 * kPanel;
+  const float* image_bias = g.image_bias ? g.image_bias + block.t.image * g.image_bias_stride : nullptr;
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t pixel = block.output_pixel(first + r);
+    const float scale = g.pixel_scale ? g.pixel_scale[pixel] : block.scale;
+    for (int64_t j = 0; j < panels * kPanel; j += VL) {
+      vf x = dequantize(block, c + r * kInt8Columns + j, column0 + j, scale);
+      if (g.gated) {
+        x *= activate(dequantize(block, gate + r * kInt8Columns + j, gate_column0 + j, scale), g.activation);
+      } else {
+        if (image_bias) x += load(image_bias + column0 + j);
+        if (g.activation != Activation::none) x = activate(x, g.activation);
+      }
+      if (g.residual.data) x += load_as(g.residual.data, pixel * g.residual.stride + column0 + j, g.residual.dtype);
+      store_as(g.output.data, pixel * g.output.stride + column0 + j, g.output.dtype, x);
+    }
+  }
+}
+
+// All rows of the block times one group of panels.
+template <int kPanels>
+void int8_panels(const Int8Block& block, int64_t panel, int32_t* c) {
+  const GemmArgs& g = block.g;
+  const GemmTask& t = block.t;
+  int64_t tap_offsets[kMaxTaps];
+  Int8TileArgs tile;
+  tile.taps = g.kernel_h * g.kernel_w;
+  for (int64_t i = 0; i < tile.taps; ++i) tap_offsets[i] = (i / g.kernel_w * block.a_w + i % g.kernel_w) * block.a_stride;
+  tile.tap_offsets = tap_offsets;
+  tile.depth = g.k_channels;
+  tile.b_panel = tile.taps * g.k_channels * kPanel;
+  const int8_t* b = static_cast<const int8_t*>(g.weight) + panel * tile.b_panel;
+  int32_t* gate = c + kInt8Rows * kInt8Columns;
+  const int64_t pixels = t.h * t.w;
+  int64_t y = 0, x = 0;
+  for (int64_t m = 0; m < pixels; m += kInt8Rows) {
+    tile.num_rows = static_cast<int>(pixels - m < kInt8Rows ? pixels - m : kInt8Rows);
+    for (int r = 0; r < kInt8Rows; ++r) {
+      tile.rows[r] = block.a + (y * g.stride_h * block.a_w + x * g.stride_w) * block.a_stride;
+      if (m + r + 1 < pixels && ++x == t.w) x = 0, ++y;
+    }
+    tile.b = b;
+    tile.c = c;
+    int8_tile<kPanels>(tile);
+    if (g.gated) {
+      tile.b = b + g.panels / 2 * tile.b_panel;
+      tile.c = gate;
+      int8_tile<kPanels>(tile);
+    }
+    store_int8_tile(block, c, gate, m, tile.num_rows, panel, kPanels);
+  }
+}
+
+}  // namespace
+
+static int64_t gemm_int8_scratch_bytes(const GemmArgs* args) {
+  const Int8Scratch s = int8_scratch(*args);
+  return s.tile + s.c;
+}
+
+static void gemm_int8(const GemmArgs* args, int64_t task, void* scratch) {
+  const GemmArgs& g = *args;
+  const Int8Scratch s = int8_scratch(g);
+  const GemmTask t = gemm_task(g, task);
+  int32_t* c = static_cast<int32_t*>(scratch);
+  int8_t* copied = static_cast<int8_t*>(scratch) + s.c;
+  Int8Block block = {g, t, copied, t.w, s.tile_stride, (t.image * g.out_h + t.y0) * g.out_w + t.x0, 1.0f, kInt8Offset};
+  if (!g.pixel_scale) {
+    block.scale = *g.input_scale;
+    block.offset += *g.input_zero_point;
+  }
+  if (g.plain_product) {
+    block.a = static_cast<const int8_t*>(g.sources[0].data) + block.pixel0 * g.sources[0].stride;
+    block.a_w = g.out_w;
+    block.a_stride = g.sources[0].stride;
+  } else {
+    const TileRegion region = {t.image, t.y0 * g.stride_h - g.pad_top, t.x0 * g.stride_w - g.pad_left,
+                               (t.h - 1) * g.stride_h + g.kernel_h, (t.w - 1) * g.stride_w + g.kernel_w};
+    load_int8_tile(g, region, s.tile_stride, copied);
+    block.a_w = region.w;
+  }
+  int8_tile_begin();
+  int64_t p = 0;
+  for (; p + kInt8Panels <= t.panels; p += kInt8Panels) int8_panels<kInt8Panels>(block, t.panel0 + p, c);
+  for (; p < t.panels; ++p) int8_panels<1>(block, t.panel0 + p, c);
+  int8_tile_end();
+}

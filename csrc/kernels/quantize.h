@@ -1,0 +1,119 @@
+// What an int8 layer reads: bytes, one scale per pixel (from the pixel's largest magnitude) or one scale and zero point for all.
+// Normalisation, activation, concatenation and a depthwise convolution in front of the layer happen on the way.
+//
+// Every step is a float32 operation of its own, so the bytes are the same on every ISA for the same float32 values.
+
+namespace {
+
+constexpr int64_t kInt8Align = 64;    // bytes of a pixel that gemm_int8 may read: a multiple of this
+
+typedef int8_t vb __attribute__((vector_size(VL)));
+typedef int8_t vb_unaligned __attribute__((vector_size(VL), aligned(1), may_alias));
+
+inline vf absolute(vf x) { return bits_to_float(float_to_bits(x) & 0x7fffffff); }
+
+// Nearest integers, ties to even, of values below 2^22 in magnitude: the sum's unit of the last place is 1.
+inline vi round_to_int(vf x) { return float_to_bits(x + 12582912.0f) - 0x4b400000; }
+
+inline void store_int8(int8_t* out, vi q) {
+#if defined(__AVX512F__)
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(q)));
+#else
+  *reinterpret_cast<vb_unaligned*>(out) = __builtin_convertvector(q, vb);
+#endif
+}
+
+inline void clear_bytes(int8_t* row, int64_t channels) {
+  const int64_t end = round_up(channels, kInt8Align);
+  if (end > channels) memset(row + channels, 0, static_cast<size_t>(end - channels));
+}
+
+// One pixel, one scale: out = round(x / s) with s = max|x| / 127, or 1 if that is zero or subnormal. Returns s.
+inline float quantize_pixel(const float* x, int64_t channels, int8_t* out) {
+  vf top = {};
+  for (int64_t c = 0; c < channels; c += VL) top = max(top, absolute(load(x + c)));
+  const float largest = max_lane(top);
+  const float step = largest / 127.0f, scale = step >= 0x1p-126f ? step : 1.0f;
+  const float inverse = 1.0f / scale;
+  for (int64_t c = 0; c < channels; c += VL) {
+    const vf q = min(max(rounded(load(x + c) * inverse), splat(-127.0f)), splat(127.0f));
+    store_int8(out + c, round_to_int(q) + kInt8Offset);
+  }
+  clear_bytes(out, channels);
+  return scale;
+}
+
+inline void quantize_pixel(const float* x, int64_t channels, float inverse, int32_t zero_point, int8_t* out) {
+  const vf low = splat(static_cast<float>(-128 - zero_point)), high = splat(static_cast<float>(127 - zero_point));
+  for (int64_t c = 0; c < channels; c += VL) {
+    const vf q = min(max(rounded(load(x + c) * inverse), low), high);
+    store_int8(out + c, round_to_int(q) + (zero_point + kInt8Offset));
+  }
+  clear_bytes(out, channels);
+}
+
+inline void write_pixel(const QuantizeArgs& a, const float* x, int64_t pixel) {
+  const int64_t channels = a.layer.k_channels;
+  int8_t* out = static_cast<int8_t*>(a.output.data) + pixel * a.output.stride;
+  if (a.pixel_scale) {
+    a.pixel_scale[pixel] = quantize_pixel(x, channels, out);
+  } else {
+    quantize_pixel(x, channels, 1.0f / *a.input_scale, *a.input_zero_point, out);
+  }
+}
+
+inline void quantize_pixels(const QuantizeArgs& a, int64_t first, int64_t end, float* row) {
+  const GemmArgs& g = a.layer;
+  for (int64_t pixel = first; pixel < end; ++pixel) {
+    const int64_t image = g.norm ? pixel / (g.in_h * g.in_w) : 0;
+    int64_t k0 = 0;
+    for (int s = 0; s < g.num_sources; ++s) {
+      const ActivationView& source = g.sources[s];
+      const float* scale = g.norm ? g.norm + image * 2 * g.k_channels + k0 : nullptr;
+      choose_load(source.dtype, g.norm != nullptr, g.input_activation)(
+          row + k0, element(source.data, pixel * source.stride, source.dtype), source.channels, scale,
+          g.norm ? scale + g.k_channels : nullptr);
+      k0 += source.channels;
+    }
+    write_pixel(a, row, pixel);
+  }
+}
+
+}  // namespace
+
+static int64_t quantize_scratch_bytes(const QuantizeArgs* args) {
+  const GemmArgs& g = args->layer;
+  if (!g.depthwise) return g.k_channels * static_cast<int64_t>(sizeof(float));
+  const GemmScratch s = gemm_scratch(g);
+  return (s.tile + g.block_h * g.block_w * g.k_channels) * static_cast<int64_t>(sizeof(float));
+}
+
+static void quantize(const QuantizeArgs* args, int64_t task, void* scratch) {
+  const QuantizeArgs& a = *args;
+  const GemmArgs& g = a.layer;
+  if (!g.depthwise) {
+    const int64_t first = task * a.block_pixels;
+    quantize_pixels(a, first, first + a.block_pixels < a.pixels ? first + a.block_pixels : a.pixels, static_cast<float*>(scratch));
+    return;
+  }
+  const GemmScratch s = gemm_scratch(g);
+  const GemmTask t = gemm_task(g, task);
+  float* tile = static_cast<float*>(scratch);
+  float* rows = tile + s.tile;
+  const TileRegion region = {t.image, t.y0 * g.stride_h - g.pad_top, t.x0 * g.stride_w - g.pad_left,
+                             (t.h - 1) * g.stride_h + g.kernel_h, (t.w - 1) * g.stride_w + g.kernel_w};
+  int64_t source_k0 = 0;
+  for (int source = 0; source < g.num_sources; ++source) {
+    const int64_t channels = g.sources[source].channels;
+    for (int64_t c0 = 0; c0 < channels; c0 += g.k_block) {
+      const int64_t depth = channels - c0 < g.k_block ? channels - c0 : g.k_block, k0 = source_k0 + c0;
+      load_tile(g, region, source, c0, k0, depth, tile, s.tile_stride);
+      depthwise_tile(g, tile, region.w, t.h, t.w, k0, depth, s.tile_stride, rows + k0,
+                     g.k_channels);
+    }
+    source_k0 += channels;
+  }
+  for (int64_t i = 0; i < t.h * t.w; ++i) {
+    write_pixel(a, rows + i * g.k_channels, (t.image * g.out_h + t.y0 + i / t.w) * g.out_w + t.x0 + i % t.w);
+  }
+}

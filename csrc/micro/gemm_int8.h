@@ -1,0 +1,53 @@
+// Register tile gemm_int8: C (MR x NR, int32) = A (MR rows of int8) * B (panels of 16 columns), exact, K in `taps` runs of `depth`.
+//
+// B lies in the packed layout of the file, [panel][K / 4][16 columns][4 k], on every ISA. Here is what tiles have in common and
+// the tile that builds on dot4: 4 products of one column added to its int32 lane. An ISA supplies dot4 and the tile's size.
+
+// What a stored activation byte is more than its value: unsigned instructions read bytes that are 128 higher, and the
+// difference is taken back with the column sums of the weights.
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#define MDRT_UNSIGNED_INT8_A 1
+#endif
+#if defined(__AMX_INT8__)
+#undef MDRT_UNSIGNED_INT8_A
+#endif
+#ifdef MDRT_UNSIGNED_INT8_A
+constexpr int32_t kInt8Offset = 128;
+#else
+constexpr int32_t kInt8Offset = 0;
+#endif
+
+#if defined(__AMX_INT8__)
+constexpr int kInt8Rows = 32, kInt8Panels = 2;
+#elif defined(__AVX512VNNI__)
+constexpr int kInt8Rows = 12, kInt8Panels = 2;
+#elif defined(__AVXVNNI__)
+constexpr int kInt8Rows = 6, kInt8Panels = 1;
+#elif defined(__AVX512BW__)
+constexpr int kInt8Rows = 8, kInt8Panels = 2;
+#elif defined(__AVX2__)
+constexpr int kInt8Rows = 4, kInt8Panels = 1;
+#elif defined(__aarch64__)
+constexpr int kInt8Rows = 6, kInt8Panels = 1;
+#else
+constexpr int kInt8Rows = 2, kInt8Panels = 1;
+#endif
+constexpr int kInt8Columns = kInt8Panels * static_cast<int>(kPanel);
+
+struct Int8TileArgs {
+  const int8_t* rows[kInt8Rows];  // A: one pointer per row; a row that does not exist repeats another
+  int num_rows;                   // that exist
+  const int64_t* tap_offsets;     // (taps) bytes from a row's pointer to the tap's first channel
+  int64_t taps, depth;            // depth: a multiple of 16; A is zero from there to the next multiple of 64
+  const int8_t* b;                // (panel, tap, depth / 4, 16, 4)
+  int64_t b_panel;                // bytes
+  int32_t* c;                     // (MR, NR)
+};
+
+#if defined(__AMX_INT8__)
+#include "micro/gemm_int8_amx.h"
+#elif defined(__ARM_FEATURE_MATMUL_INT8)
+#include "micro/gemm_int8_neoni8mm.h"
+#else
+#include "micro/gemm_int8_dot4.h"
+#endif

@@ -1,0 +1,92 @@
+// The int8 tile of every ISA whose multiply-accumulate adds 4 products of a column to the column's int32 lane.
+
+namespace {
+
+// acc[column] += a[4] . b[column][4], exactly. `a` holds the same 4 bytes in every lane.
+#if defined(__AVX512VNNI__)
+inline vi dot4(vi acc, vi a, vi b) {
+  return reinterpret_cast<vi>(
+      _mm512_dpbusd_epi32(reinterpret_cast<__m512i>(acc), reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
+}
+#elif defined(__AVXVNNI__)
+inline vi dot4(vi acc, vi a, vi b) {
+  return reinterpret_cast<vi>(
+      _mm256_dpbusd_avx_epi32(reinterpret_cast<__m256i>(acc), reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
+}
+#elif defined(__AVX512BW__)
+// As for AVX2 below; the sign is a mask.
+inline vi dot4(vi acc, vi a, vi b) {
+  const __m512i signed_a = reinterpret_cast<__m512i>(a), weight = reinterpret_cast<__m512i>(b);
+  const __m512i with_sign = _mm512_mask_sub_epi8(weight, _mm512_movepi8_mask(signed_a), _mm512_setzero_si512(), weight);
+  const __m512i pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(signed_a), with_sign);
+  return acc + reinterpret_cast<vi>(_mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
+}
+#elif defined(__AVX2__)
+// |a| times the weight with a's sign: two products of at most 128 * 127 fit into 16 bits because no weight is -128.
+inline vi dot4(vi acc, vi a, vi b) {
+  const __m256i signed_a = reinterpret_cast<__m256i>(a);
+  const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(signed_a), _mm256_sign_epi8(reinterpret_cast<__m256i>(b), signed_a));
+  return acc + reinterpret_cast<vi>(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+#elif defined(__ARM_FEATURE_DOTPROD)
+inline vi dot4(vi acc, vi a, vi b) {
+  return reinterpret_cast<vi>(
+      vdotq_s32(reinterpret_cast<int32x4_t>(acc), reinterpret_cast<int8x16_t>(a), reinterpret_cast<int8x16_t>(b)));
+}
+#elif defined(__aarch64__)
+// Two products of at most 128 * 127 fit into 16 bits because no weight is -128.
+inline vi dot4(vi acc, vi a, vi b) {
+  const int8x16_t x = reinterpret_cast<int8x16_t>(a), w = reinterpret_cast<int8x16_t>(b);
+  const int16x8_t pairs = vpaddq_s16(vmull_s8(vget_low_s8(x), vget_low_s8(w)), vmull_high_s8(x, w));
+  return reinterpret_cast<vi>(vpadalq_s16(reinterpret_cast<int32x4_t>(acc), pairs));
+}
+#else
+inline vi byte_of(vi x, int i) { return x << (24 - 8 * i) >> 24; }
+inline vi dot4(vi acc, vi a, vi b) {
+  for (int i = 0; i < 4; ++i) acc += byte_of(a, i) * byte_of(b, i);
+  return acc;
+}
+#endif
+
+typedef int32_t vi_bytes __attribute__((vector_size(VL * 4), aligned(1), may_alias));
+typedef int32_t int32_bytes __attribute__((aligned(1), may_alias));
+
+template <int kPanels>
+void int8_tile(const Int8TileArgs& t) {
+  constexpr int kPerPanel = static_cast<int>(kPanel) / VL, kVectors = kPanels * kPerPanel;
+  vi acc[kInt8Rows][kVectors];
+#pragma GCC unroll 16
+  for (int r = 0; r < kInt8Rows; ++r) {
+#pragma GCC unroll 16
+    for (int j = 0; j < kVectors; ++j) acc[r][j] = vi{};
+  }
+  const int8_t* b = t.b;
+  for (int64_t tap = 0; tap < t.taps; ++tap) {
+    const int8_t* rows[kInt8Rows];
+#pragma GCC unroll 16
+    for (int r = 0; r < kInt8Rows; ++r) rows[r] = t.rows[r] + t.tap_offsets[tap];
+    for (int64_t k = 0; k < t.depth; k += 4, b += 4 * kPanel) {
+      vi bv[kVectors];
+#pragma GCC unroll 16
+      for (int j = 0; j < kVectors; ++j) {
+        bv[j] = *reinterpret_cast<const vi_bytes*>(b + j / kPerPanel * t.b_panel + j % kPerPanel * VL * 4);
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < kInt8Rows; ++r) {
+        const vi a = splat_int(*reinterpret_cast<const int32_bytes*>(rows[r] + k));
+#pragma GCC unroll 16
+        for (int j = 0; j < kVectors; ++j) acc[r][j] = dot4(acc[r][j], a, bv[j]);
+      }
+    }
+  }
+#pragma GCC unroll 16
+  for (int r = 0; r < kInt8Rows; ++r) {
+#pragma GCC unroll 16
+    for (int j = 0; j < kVectors; ++j) store_int(t.c + r * kInt8Columns + j * VL, acc[r][j]);
+  }
+}
+
+inline void int8_tile_begin() {}
+inline void int8_tile_end() {}
+
+}  // namespace
