@@ -15,6 +15,7 @@
 #include "document.h"
 #include "json.h"
 #include "ops.h"
+#include "quantised.h"
 
 namespace mdrt {
 namespace {
@@ -22,7 +23,7 @@ namespace {
 using Type = Json::Type;
 using Value = Json::Value;
 
-constexpr int kFormatMajor = 1, kFormatMinor = 0;
+constexpr int kFormatMajor = 1, kFormatMinor = 1;
 constexpr int64_t kMaxHeaderBytes = 4 << 20;
 constexpr uint32_t kMaxTensors = 16384;
 constexpr int kMaxDepth = 16;
@@ -193,6 +194,14 @@ class BundleParser {
                  "format [%lld, %lld], or a newer one",
                  static_cast<long long>(major), static_cast<long long>(minor), kFormatMajor, kFormatMinor,
                  static_cast<long long>(major), static_cast<long long>(minor));
+    format_minor_ = minor;
+  }
+
+  void check_minor() {
+    for (const Graph& graph : bundle_.graphs_)
+      for (const Weight& weight : graph.weights)
+        if (weight.dtype == DType::int8 && format_minor_ < 1)
+          refuse("format: [1, 0] has no int8 weights, and '" + graph.name + "/" + weight.name + "' is one; state [1, 1]");
   }
 
   void parse_document(Value root) {
@@ -211,6 +220,7 @@ class BundleParser {
     Value key = components.first();
     for (uint32_t i = 0; i < components.size(); ++i, key = key.value().next())
       bundle_.graphs_.push_back(parse_graph(key.string(), key.value(), tensors));
+    check_minor();
 
     if (fields.has("tokenizer"))
       bundle_.tokenizer_ = std::make_unique<TokenizerInfo>(parse_tokenizer(fields.at("tokenizer"), tensors));
@@ -245,6 +255,7 @@ class BundleParser {
   Bundle& bundle_;
   size_t header_text_bytes_ = 0;    // without the length in front and the blanks behind
   int64_t data_bytes_ = 0;          // where the tensors so far end
+  int64_t format_minor_ = 0;
 };
 
 std::unique_ptr<Bundle> Bundle::from_memory(const void* data, size_t size_bytes) {
@@ -319,6 +330,7 @@ void Bundle::verify() const {
           throw fail(MDRT_ERROR_BUNDLE, "tensor '%.64s/%.256s': the padding is not zero", graph.name.c_str(), weight.name.c_str());
       }
     }
+    verify_quantised(graph);
   }
 }
 

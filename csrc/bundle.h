@@ -69,7 +69,8 @@ class Bundle {
   const TokenizerInfo* tokenizer() const { return tokenizer_.get(); }
   const std::string& metadata() const { return metadata_; }     // the JSON document
   int64_t file_bytes() const { return file_bytes_; }
-  // CRC32C of the header and of every tensor against what the file states. Throws Error(MDRT_ERROR_BUNDLE).
+  // Everything that needs all bytes read: CRC32C of the header and of every tensor against what the file states, padding,
+  // and int8 weights against their sums. Throws Error(MDRT_ERROR_BUNDLE).
   void verify() const;
 
  private:

@@ -6,6 +6,7 @@
 
 #include "base/error.h"
 #include "ops.h"
+#include "quantised.h"
 
 namespace mdrt {
 namespace {
@@ -245,6 +246,11 @@ void parse_merges(const StoredTensor& tensor, TokenizerInfo& info) {
   info.merges = ids;
 }
 
+DType demanded_dtype(const Node& node, const OpInput& slot) {
+  if (slot.is_integer) return DType::int32;
+  return is_quantised(node) && slot.weight_kind != WeightKind::vector ? DType::int8 : DType::fp32;
+}
+
 }  // namespace
 
 Graph parse_graph(std::string_view name, Value document, TensorIndex& tensors) {
@@ -257,6 +263,7 @@ Graph parse_graph(std::string_view name, Value document, TensorIndex& tensors) {
     weight = {std::move(weight.name), tensor.dtype, tensor.shape, tensor.data, tensor.size_bytes};
   }
   validate(graph);
+  check_quantised_values(graph);
   return graph;
 }
 
@@ -271,7 +278,9 @@ void check_graph(std::string_view json) try {
       Weight& weight = graph.weights[static_cast<size_t>(node.inputs[slot] - graph.weight_base())];
       const Shape logical = weight_shape(node, slot);
       const bool sound = std::all_of(logical.begin(), logical.end(), [](int64_t n) { return n >= 1 && n <= INT32_MAX; });
-      if (weight.shape.empty() && sound) weight.shape = stored_shape(slots[slot].weight_kind, DType::fp32, logical);
+      if (!weight.shape.empty() || !sound) continue;
+      weight.dtype = demanded_dtype(node, slots[slot]);
+      weight.shape = stored_shape(slots[slot].weight_kind, weight.dtype, logical);
     }
   }
   validate(graph);

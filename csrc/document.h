@@ -11,7 +11,7 @@
 namespace mdrt {
 
 Graph parse_graph(std::string_view name, Json::Value document, TensorIndex& tensors);
-// Checks the JSON text of a graph that has no file yet; its weights are taken to have the shapes that the attributes demand.
+// Checks the JSON text of a graph that has no file yet; its weights are taken to have the shapes and dtypes that it demands.
 // Throws Error(MDRT_ERROR_ARGUMENT).
 void check_graph(std::string_view json);
 PipelineInfo parse_pipeline(Json::Value document, TensorIndex& tensors);

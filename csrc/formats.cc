@@ -65,10 +65,25 @@ template <>
 inline Half from_float<Half>(float value) {
   return to_half(value);
 }
+template <>
+inline int8_t from_float<int8_t>(float value) {
+  return static_cast<int8_t>(value);
+}
+template <>
+inline int32_t from_float<int32_t>(float value) {
+  return static_cast<int32_t>(value);
+}
 inline float as_float(float value) { return value; }
 inline float as_float(Half value) { return to_float(value); }
+inline float as_float(int8_t value) { return static_cast<float>(value); }
+inline float as_float(int32_t value) { return static_cast<float>(value); }
 
 int64_t r16(int64_t value) { return round_up(value, kPanel); }
+
+// How many successive k of one column lie side by side in a panel: what one instruction takes of int8.
+constexpr int64_t panel_group(int64_t element_bytes) { return element_bytes == 1 ? 4 : 1; }
+// Rows of tables are whole cache lines of the smallest format that they are compared with.
+int64_t table_stride(int64_t n, int64_t element_bytes) { return round_up(n, element_bytes == 1 ? 64 : 32); }
 
 struct PanelSizes {
   int64_t out, in, taps, panels, depth;    // depth: K of a panel, padding included
@@ -84,23 +99,28 @@ PanelSizes panel_sizes(const Shape& logical) {
   return s;
 }
 
+// Where k of column 0 is in a panel; column j follows j * panel_group later.
+template <class T>
+int64_t panel_row(int64_t k) {
+  constexpr int64_t group = panel_group(sizeof(T));
+  return k / group * group * kPanel + k % group;
+}
+
 template <class T>
 void pack_panel(const float* source, const Shape& logical, void* destination) {
   const PanelSizes s = panel_sizes(logical);
   T* panel = static_cast<T*>(destination);
   const int64_t row = s.in * s.taps, padded_in = r16(s.in);
-  for (int64_t p = 0; p < s.panels; ++p) {
+  for (int64_t p = 0; p < s.panels; ++p, panel += s.depth * kPanel) {
     const int64_t columns = std::min(kPanel, s.out - p * kPanel);
     const float* first = source + p * kPanel * row;
+    std::fill(panel, panel + s.depth * kPanel, T{});
     for (int64_t tap = 0; tap < s.taps; ++tap) {
-      for (int64_t c = 0; c < s.in; ++c, panel += kPanel) {
+      for (int64_t c = 0; c < s.in; ++c) {
         const float* from = first + c * s.taps + tap;
-        for (int64_t j = 0; j < columns; ++j) panel[j] = from_float<T>(from[j * row]);
-        for (int64_t j = columns; j < kPanel; ++j) panel[j] = T{};
+        T* to = panel + panel_row<T>(tap * padded_in + c);
+        for (int64_t j = 0; j < columns; ++j) to[j * panel_group(sizeof(T))] = from_float<T>(from[j * row]);
       }
-      const int64_t rest = (padded_in - s.in) * kPanel;
-      std::fill(panel, panel + rest, T{});
-      panel += rest;
     }
   }
 }
@@ -111,17 +131,17 @@ void unpack_panel(const void* source, const Shape& logical, float* destination) 
   const T* stored = static_cast<const T*>(source);
   const int64_t padded_in = r16(s.in);
   for (int64_t o = 0; o < s.out; ++o) {
-    const T* column = stored + (o / kPanel) * s.depth * kPanel + o % kPanel;
+    const T* column = stored + (o / kPanel) * s.depth * kPanel + o % kPanel * panel_group(sizeof(T));
     float* row = destination + o * s.in * s.taps;
     for (int64_t c = 0; c < s.in; ++c)
       for (int64_t tap = 0; tap < s.taps; ++tap)
-        row[c * s.taps + tap] = as_float(column[(tap * padded_in + c) * kPanel]);
+        row[c * s.taps + tap] = as_float(column[panel_row<T>(tap * padded_in + c)]);
   }
 }
 
 template <class T>
 void pack_table(const float* source, const Shape& logical, void* destination) {
-  const int64_t n = logical[1], stride = round_up(n, 32);
+  const int64_t n = logical[1], stride = table_stride(n, sizeof(T));
   T* row = static_cast<T*>(destination);
   for (int64_t r = 0; r < logical[0]; ++r, row += stride, source += n) {
     for (int64_t i = 0; i < n; ++i) row[i] = from_float<T>(source[i]);
@@ -131,21 +151,23 @@ void pack_table(const float* source, const Shape& logical, void* destination) {
 
 template <class T>
 void unpack_table(const void* source, const Shape& logical, float* destination) {
-  const int64_t n = logical[1], stride = round_up(n, 32);
+  const int64_t n = logical[1], stride = table_stride(n, sizeof(T));
   const T* row = static_cast<const T*>(source);
   for (int64_t r = 0; r < logical[0]; ++r, row += stride, destination += n)
     for (int64_t i = 0; i < n; ++i) destination[i] = as_float(row[i]);
 }
 
+template <class T>
 void pack_vector(const float* source, const Shape& logical, void* destination) {
-  float* out = static_cast<float*>(destination);
-  std::copy(source, source + logical[0], out);
-  std::fill(out + logical[0], out + r16(logical[0]), 0.0f);
+  T* out = static_cast<T*>(destination);
+  for (int64_t i = 0; i < logical[0]; ++i) out[i] = from_float<T>(source[i]);
+  std::fill(out + logical[0], out + r16(logical[0]), T{});
 }
 
+template <class T>
 void unpack_vector(const void* source, const Shape& logical, float* destination) {
-  const float* in = static_cast<const float*>(source);
-  std::copy(in, in + logical[0], destination);
+  const T* in = static_cast<const T*>(source);
+  for (int64_t i = 0; i < logical[0]; ++i) destination[i] = as_float(in[i]);
 }
 
 void pack_depthwise(const float* source, const Shape& logical, void* destination) {
@@ -191,6 +213,22 @@ void check_range_of_half(const float* source, int64_t count) {
                static_cast<double>(largest));
 }
 
+void check_integers(const float* source, int64_t count, float largest) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (std::fabs(source[i]) <= largest && source[i] == std::trunc(source[i])) continue;
+    throw fail(MDRT_ERROR_ARGUMENT, "%.9g is no integer from %.0f to %.0f", static_cast<double>(source[i]),
+               static_cast<double>(-largest), static_cast<double>(largest));
+  }
+}
+
+// Refuses what the stored type cannot hold. int8 leaves out -128, which exact kernels without VNNI cannot multiply; int32
+// ends where float no longer counts every integer.
+void check_values(DType dtype, const float* source, int64_t count) {
+  if (dtype == DType::fp16) check_range_of_half(source, count);
+  if (dtype == DType::int8) check_integers(source, count, 127);
+  if (dtype == DType::int32) check_integers(source, count, 0x1p24f);
+}
+
 bool all_zero(const std::byte* from, int64_t size_bytes) {
   return std::all_of(from, from + size_bytes, [](std::byte b) { return b == std::byte{0}; });
 }
@@ -199,6 +237,19 @@ bool all_zero(const std::byte* from, int64_t size_bytes) {
 bool row_ends_are_zero(const std::byte* at, int64_t rows, int64_t used, int64_t stride, int64_t element_bytes) {
   for (int64_t r = 0; r < rows; ++r)
     if (!all_zero(at + (r * stride + used) * element_bytes, (stride - used) * element_bytes)) return false;
+  return true;
+}
+
+bool panel_padding_is_zero(const std::byte* at, const PanelSizes& s, int64_t element) {
+  const int64_t group = panel_group(element), whole = s.in / group * group;
+  const int64_t last = s.out - (s.panels - 1) * kPanel;    // columns of the last panel
+  const std::byte* last_panel = at + (s.panels - 1) * s.depth * kPanel * element;
+  if (!row_ends_are_zero(last_panel, s.depth / group, last * group, kPanel * group, element)) return false;
+  for (int64_t i = 0; i < s.panels * s.taps; ++i) {
+    const std::byte* channels = at + i * r16(s.in) * kPanel * element;
+    if (whole < s.in && !row_ends_are_zero(channels + whole * kPanel * element, kPanel, s.in - whole, group, element)) return false;
+    if (!row_ends_are_zero(channels, 1, round_up(s.in, group) * kPanel, r16(s.in) * kPanel, element)) return false;
+  }
   return true;
 }
 
@@ -241,11 +292,12 @@ Shape stored_shape(WeightKind kind, DType dtype, const Shape& logical) {
   switch (kind) {
     case WeightKind::panel: {
       const int64_t taps = rank == 4 ? checked_mul(logical[2], logical[3]) : 1;
-      stored = {r16(logical[0]) / kPanel, checked_mul(taps, r16(logical[1])), kPanel};
+      const int64_t group = panel_group(dtype_bytes(dtype));
+      stored = {r16(logical[0]) / kPanel, checked_mul(taps, r16(logical[1])) / group, kPanel * group};
       break;
     }
     case WeightKind::vector: stored = {r16(logical[0])}; break;
-    case WeightKind::table: stored = {logical[0], round_up(logical[1], 32)}; break;
+    case WeightKind::table: stored = {logical[0], table_stride(logical[1], dtype_bytes(dtype))}; break;
     case WeightKind::depthwise: stored = {checked_mul(logical[1], logical[2]), r16(logical[0])}; break;
   }
   checked_mul(elements(stored), dtype_bytes(dtype));    // refuses what no file can hold
@@ -257,7 +309,7 @@ void pack(const Format& format, const float* source, const Shape& logical, void*
   if (need != destination_bytes)
     throw fail(MDRT_ERROR_ARGUMENT, "packing needs %lld bytes, got %lld", static_cast<long long>(need),
                static_cast<long long>(destination_bytes));
-  if (format.dtype == DType::fp16) check_range_of_half(source, elements(logical));
+  check_values(format.dtype, source, elements(logical));
   format.pack(source, logical, destination);
 }
 
@@ -274,15 +326,10 @@ bool padding_is_zero(const Format& format, const void* stored, const Shape& logi
   const int64_t element = dtype_bytes(format.dtype);
   switch (format.kind) {
     case WeightKind::vector: return row_ends_are_zero(at, 1, logical[0], r16(logical[0]), element);
-    case WeightKind::table: return row_ends_are_zero(at, logical[0], logical[1], round_up(logical[1], 32), element);
+    case WeightKind::table: return row_ends_are_zero(at, logical[0], logical[1], table_stride(logical[1], element), element);
     case WeightKind::depthwise:
       return row_ends_are_zero(at, logical[1] * logical[2], logical[0], r16(logical[0]), element);
-    case WeightKind::panel: {
-      const PanelSizes s = panel_sizes(logical);
-      const int64_t last = s.out - (s.panels - 1) * kPanel;    // columns of the last panel
-      if (!row_ends_are_zero(at + (s.panels - 1) * s.depth * kPanel * element, s.depth, last, kPanel, element)) return false;
-      return row_ends_are_zero(at, s.panels * s.taps, s.in * kPanel, r16(s.in) * kPanel, element);
-    }
+    case WeightKind::panel: return panel_padding_is_zero(at, panel_sizes(logical), element);
   }
   return false;
 }

@@ -12,7 +12,7 @@ namespace mdrt {
 using Shape = std::vector<int64_t>;    // logical, channels last
 
 struct Format {
-  const char* name;      // "fp32", "fp16"
+  const char* name;      // "fp32", "fp16", "int8", "int32"
   const char* kind_name;
   WeightKind kind;
   DType dtype;           // of the stored tensor
@@ -31,7 +31,8 @@ const char* weight_kind_name(WeightKind kind);
 // Throws Error(MDRT_ERROR_ARGUMENT).
 Shape stored_shape(WeightKind kind, DType dtype, const Shape& logical);
 
-// Checks the sizes, then converts. pack() throws Error(MDRT_ERROR_ARGUMENT) when a finite number does not fit into fp16.
+// Checks the sizes, then converts. pack() throws Error(MDRT_ERROR_ARGUMENT) when a finite number does not fit into fp16, or
+// a number is no integer of the range that int8 (-127 to 127) or int32 (-2^24 to 2^24) takes.
 void pack(const Format& format, const float* source, const Shape& logical, void* destination, int64_t destination_bytes);
 void unpack(const Format& format, const void* source, int64_t source_bytes, const Shape& logical, float* destination);
 

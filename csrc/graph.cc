@@ -7,6 +7,7 @@
 
 #include "base/checked.h"
 #include "ops.h"
+#include "quantised.h"
 
 namespace mdrt {
 
@@ -130,6 +131,8 @@ void check_weight(const Graph& graph, const Node& node, size_t slot, const OpInp
   if (find_format(input.weight_kind, weight.dtype) == nullptr)
     refuse(graph, at + "is " + dtype_name(weight.dtype) + ", a dtype that a " + weight_kind_name(input.weight_kind) +
                       " is never stored in");
+  const std::string misfit = dtype_misfit(node, slot, weight.dtype);
+  if (!misfit.empty()) refuse(graph, at + misfit);
   const Shape want = stored_shape(input.weight_kind, weight.dtype, weight_shape(node, slot));
   if (want == weight.shape) return;
   std::string text;
@@ -174,6 +177,8 @@ void check_node(const Graph& graph, int32_t index, std::vector<bool>& used) {
     const bool wants_ids = node.op == OpType::embedding;
     if (is_ids != wants_ids) refuse(graph, at + (wants_ids ? "must be an int32 input of the graph" : "must be fp32"));
   }
+  const std::string misfit = quantisation_misfit(node);
+  if (!misfit.empty()) refuse(graph, where(node) + misfit);
 }
 
 void check_outputs(const Graph& graph) {

@@ -60,7 +60,7 @@ struct GraphInput {
 // A stored tensor, mapped from the file and never copied.
 struct Weight {
   std::string name;               // without the component's prefix
-  DType dtype;                    // fp32 or fp16
+  DType dtype;                    // fp32, fp16, int8, or int32 for sums and zero points
   std::vector<int64_t> shape;     // as stored
   const std::byte* data = nullptr;   // 64-byte aligned
   int64_t size_bytes = 0;

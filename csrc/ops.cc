@@ -14,11 +14,12 @@ constexpr int64_t kMaxDimension = INT32_MAX;
 const std::vector<OpRow>& table() {
 #define MDRT_LIST(...) \
   { __VA_ARGS__ }
-#define IN(name) OpInput{#name, InputKind::activation, WeightKind::panel},
-#define OPT(name) OpInput{#name, InputKind::optional_activation, WeightKind::panel},
-#define MANY(name) OpInput{#name, InputKind::many_activations, WeightKind::panel},
-#define WEIGHT(name, kind) OpInput{#name, InputKind::weight, WeightKind::kind},
-#define OPT_WEIGHT(name, kind) OpInput{#name, InputKind::optional_weight, WeightKind::kind},
+#define IN(name) OpInput{#name, InputKind::activation, WeightKind::panel, false},
+#define OPT(name) OpInput{#name, InputKind::optional_activation, WeightKind::panel, false},
+#define MANY(name) OpInput{#name, InputKind::many_activations, WeightKind::panel, false},
+#define WEIGHT(name, kind) OpInput{#name, InputKind::weight, WeightKind::kind, false},
+#define OPT_WEIGHT(name, kind) OpInput{#name, InputKind::optional_weight, WeightKind::kind, false},
+#define OPT_INTEGERS(name) OpInput{#name, InputKind::optional_weight, WeightKind::vector, true},
 #define INT(name, min, max) OpAttribute{#name, AttributeType::integers, 1, min, max, {}},
 #define INTS(name, count, min, max) OpAttribute{#name, AttributeType::integers, count, min, max, {}},
 #define REAL(name, min, max) OpAttribute{#name, AttributeType::real, 1, min, max, {}},
@@ -32,6 +33,7 @@ const std::vector<OpRow>& table() {
 #undef REAL
 #undef INTS
 #undef INT
+#undef OPT_INTEGERS
 #undef OPT_WEIGHT
 #undef WEIGHT
 #undef MANY
@@ -296,18 +298,21 @@ Shape weight_shape(const Node& node, size_t slot) {
   const auto integer = [&](const char* name, int index = 0) { return attribute_int(node, name, index); };
   switch (node.op) {
     case OpType::conv2d:
-      if (slot == 2) return {integer("out_channels")};
+      if (slot >= kInputScale) return {1};
+      if (slot != kWeight) return {integer("out_channels")};
       return {integer("out_channels"), integer("in_channels"), integer("kernel_size", 0), integer("kernel_size", 1)};
     case OpType::depthwise_conv2d:
       if (slot == 2) return {integer("channels")};
       return {integer("channels"), integer("kernel_size", 0), integer("kernel_size", 1)};
     case OpType::linear:
-      if (slot == 2) return {integer("out_features")};
+      if (slot >= kInputScale) return {1};
+      if (slot != kWeight) return {integer("out_features")};
       return {integer("out_features"), integer("in_features")};
     case OpType::group_norm: return {integer("num_channels")};
     case OpType::layer_norm: return {integer("normalized_shape")};
     case OpType::embedding:
-      return {integer(slot == 1 ? "num_embeddings" : "max_position_embeddings"), integer("embedding_dim")};
+      if (slot >= kWeightScale) return {integer(slot == kWeightScale ? "num_embeddings" : "max_position_embeddings")};
+      return {integer(slot == kWeight ? "num_embeddings" : "max_position_embeddings"), integer("embedding_dim")};
     default: throw fail(MDRT_ERROR_INTERNAL, "%s has no weights", op_row(node.op).name);
   }
 }
@@ -352,7 +357,10 @@ std::string op_table_json() {
       snprintf(buffer, sizeof buffer, "%s{\"name\": \"%s\", \"kind\": \"%s\"", &input == row.inputs.data() ? "" : ", ",
                input.name, kInputKinds[static_cast<int>(input.kind)]);
       text += buffer;
-      if (is_weight) text += std::string(", \"weight_kind\": \"") + weight_kind_name(input.weight_kind) + "\"";
+      if (is_weight) {
+        text += std::string(", \"weight_kind\": \"") + weight_kind_name(input.weight_kind) + "\", \"is_integer\": ";
+        text += input.is_integer ? "true" : "false";
+      }
       text += "}";
     }
     text += "], \"attributes\": [";

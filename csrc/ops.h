@@ -17,6 +17,7 @@ struct OpInput {
   const char* name;
   InputKind kind;
   WeightKind weight_kind;    // for weights only
+  bool is_integer;           // a vector of int32, not of fp32
 };
 
 struct OpAttribute {
@@ -32,6 +33,9 @@ struct OpRow {
   std::vector<OpInput> inputs;
   std::vector<OpAttribute> attributes;
 };
+
+// Input slots of conv2d and linear, and the first ones of embedding.
+enum LayerSlot : size_t { kWeight = 1, kBias, kWeightScale, kWeightSum, kInputScale, kInputZeroPoint };
 
 const OpRow& op_row(OpType op);
 // nullptr when there is no such op.

@@ -6,27 +6,21 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mdrt.errors import InvalidArgumentError
 from mdrt.files import replacing
-from mdrt.graph import Graph, Weight
+from mdrt.formats import ComponentFormat
+from mdrt.graph import Graph
+from mdrt.quantise import LazyArray, Stored, Weights, store_component
 
-FORMAT = (1, 0)
 _ALIGNMENT = 64
 _HEADER_CRC = "header_crc32c"
+_FORMAT_DTYPES = {"fp32": np.float32, "fp16": np.float16, "int8": np.int8, "int32": np.int32}
 _DTYPES = {"float32": "F32", "float16": "F16", "int8": "I8", "int32": "I32", "uint8": "U8", "float64": "F64"}
-
-
-class LazyArray(Protocol):
-    """A weight in checkpoint layout that is read when it is needed."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]: ...
 
 
 @dataclass(frozen=True)
@@ -44,9 +38,9 @@ class _Tensor:
 def write_bundle(
     destination: str | os.PathLike[str] | None,
     graphs: Mapping[str, Graph],
-    weights: Mapping[str, Mapping[str, LazyArray | NDArray[Any]]],
+    weights: Mapping[str, Weights],
     *,
-    formats: str | Callable[[str, Weight], str] = "fp32",
+    formats: str | ComponentFormat | Mapping[str, str | ComponentFormat] = "fp32",
     pipeline: Mapping[str, Any] | None = None,
     schedules: Mapping[int, NDArray[np.float64]] | None = None,
     tokenizer: Mapping[str, Any] | None = None,
@@ -54,13 +48,13 @@ def write_bundle(
     merges: NDArray[np.int32] | None = None,
     provenance: Mapping[str, str] | None = None,
 ) -> NDArray[np.uint8] | None:
-    """Writes a bundle of format [1, 0].
+    """Writes a bundle of format [1, 0], or [1, 1] where a layer is int8.
 
     Args:
         destination: a path (replaced only when everything is written), or None for a bundle in memory.
-        graphs: the graph of each component.
+        graphs: the plain graph of each component; int8 layers get their further inputs here.
         weights: per component, each weight of its graph in checkpoint layout, converted to float32 one at a time.
-        formats: "fp32" or "fp16" for all panels and tables, or a function of component and weight that tells.
+        formats: "fp32", "fp16" or "int8" for all layers, or more exactly; for all components, or by component.
         pipeline: the `pipeline` document without rows.
         schedules: by number of steps, the rows (calls, 14) of each entry of `pipeline["schedules"]`.
         tokenizer: the `tokenizer` document.
@@ -72,19 +66,21 @@ def write_bundle(
         The bytes, 64-byte aligned, when `destination` is None.
 
     Raises:
-        InvalidArgumentError: a weight does not fit its graph or its format.
+        InvalidArgumentError: a weight does not fit its graph or its format, or a format is not possible.
         WriteError: the file cannot be written; nothing half-written stays.
     """
+    components = {name: _stored(name, graph, weights.get(name, {}), formats) for name, graph in graphs.items()}
+    is_quantised = any("int8" in component.formats.values() for component in components.values())
     document: dict[str, Any] = {
-        "format": list(FORMAT),
-        "components": {name: graph.to_dict() for name, graph in graphs.items()},
+        "format": [1, 1] if is_quantised else [1, 0],
+        "components": {name: component.graph.to_dict() for name, component in components.items()},
     }
     if pipeline is not None:
         document["pipeline"] = dict(pipeline)
     if tokenizer is not None:
         document["tokenizer"] = dict(tokenizer)
     document["provenance"] = {"source": "", "license": "", "converter": "", **(provenance or {})}
-    tensors = list(_weight_tensors(graphs, weights, formats))
+    tensors = [tensor for name, component in components.items() for tensor in _weight_tensors(name, component)]
     tensors += _schedule_tensors(schedules or {})
     if tokenizer is not None:
         tensors += _tokenizer_tensors(vocabulary, merges)
@@ -94,29 +90,39 @@ def write_bundle(
     return None
 
 
-def _weight_tensors(
-    graphs: Mapping[str, Graph],
-    weights: Mapping[str, Mapping[str, LazyArray | NDArray[Any]]],
-    formats: str | Callable[[str, Weight], str],
-) -> Iterator[_Tensor]:
+def _stored(
+    name: str,
+    graph: Graph,
+    weights: Weights,
+    formats: str | ComponentFormat | Mapping[str, str | ComponentFormat],
+) -> Stored:
+    for weight in graph.weights.values():
+        source = weights.get(weight.name)
+        if source is None:
+            raise InvalidArgumentError(f"weight {name}/{weight.name} is missing")
+        if tuple(source.shape) != weight.shape:
+            raise InvalidArgumentError(
+                f"weight {name}/{weight.name}: the shape is {list(source.shape)}, not {list(weight.shape)}"
+            )
+    if isinstance(formats, Mapping):
+        if name not in formats:
+            raise InvalidArgumentError(f"formats name no format of the component {name}")
+        formats = formats[name]
+    try:
+        return store_component(graph, weights, formats)
+    except InvalidArgumentError as error:
+        raise InvalidArgumentError(f"component {name}: {error}") from error
+
+
+def _weight_tensors(component: str, stored: Stored) -> Iterator[_Tensor]:
     from mdrt import _core
 
-    for component, graph in graphs.items():
-        for weight in graph.weights.values():
-            format = "fp32"
-            if weight.kind in ("panel", "table"):
-                format = formats if isinstance(formats, str) else formats(component, weight)
-            shape = _core.stored_shape(weight.kind, format, weight.shape)
-            dtype = np.dtype(np.float16 if format == "fp16" else np.float32)
-            name = f"{component}/{weight.name}"
-            source = weights.get(component, {}).get(weight.name)
-            if source is None:
-                raise InvalidArgumentError(f"weight {name} is missing")
-            if tuple(source.shape) != weight.shape:
-                raise InvalidArgumentError(
-                    f"weight {name}: the shape is {list(source.shape)}, not {list(weight.shape)}"
-                )
-            yield _Tensor(name, dtype, tuple(shape), _packer(source, weight.kind, format, name))
+    for weight in stored.graph.weights.values():
+        format = stored.formats[weight.name]
+        shape = _core.stored_shape(weight.kind, format, weight.shape)
+        name = f"{component}/{weight.name}"
+        pack = _packer(stored.weights[weight.name], weight.kind, format, name)
+        yield _Tensor(name, np.dtype(_FORMAT_DTYPES[format]), tuple(shape), pack)
 
 
 def _packer(source: LazyArray | NDArray[Any], kind: str, format: str, name: str) -> Callable[[], NDArray[Any]]:

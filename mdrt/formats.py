@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -10,9 +12,25 @@ from numpy.typing import NDArray
 from mdrt.errors import InvalidArgumentError
 from mdrt.graph import Weight
 
-FORMATS = ("fp32", "fp16")
+FORMATS = ("fp32", "fp16", "int8")
 # Vectors and depthwise weights are small and decide much: they stay fp32 in every format.
 _CONVERTED_KINDS = ("panel", "table")
+
+
+@dataclass(frozen=True)
+class ComponentFormat:
+    """How one component is stored. Layers are called as `mdrt.quantise.layers` calls them.
+
+    Args:
+        default: the format of every layer that `layers` does not name.
+        layers: the format of single layers.
+        input_ranges: (min, max) of the inputs of int8 layers; such a layer quantises its input with one scale and zero
+            point, any other one with a scale for each pixel or token.
+    """
+
+    default: str
+    layers: Mapping[str, str] = field(default_factory=dict)
+    input_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 def check_format(format: str) -> None:
@@ -22,18 +40,22 @@ def check_format(format: str) -> None:
 
 
 def stored_format(format: str, weight: Weight) -> str:
-    """The format of one weight of a component in `format`."""
-    return format if weight.kind in _CONVERTED_KINDS else "fp32"
+    """The format of one weight of a layer in `format`: a row of csrc/formats.def."""
+    if weight.integers is not None:
+        return weight.integers
+    if weight.kind not in _CONVERTED_KINDS:
+        return "fp32"
+    return format
 
 
 def stored_values(format: str, weight: Weight, array: NDArray[Any]) -> NDArray[np.float32]:
-    """The values of a weight as a component in `format` stores them, float32 in checkpoint layout.
+    """The values of a weight that is stored in `format`, float32 in checkpoint layout.
 
     Raises:
         InvalidArgumentError: a finite value does not fit into the format.
     """
     values = np.asarray(array, dtype=np.float32).reshape(weight.shape)
-    if stored_format(format, weight) == "fp32":
+    if format != "fp16":
         return values
     with np.errstate(over="ignore"):
         halves = values.astype(np.float16).astype(np.float32)

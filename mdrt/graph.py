@@ -12,16 +12,32 @@ from typing import Any
 from mdrt.errors import InvalidArgumentError
 
 # Logical shapes of the weights of each op, by weight slot: names of attributes. A list attribute
-# (kernel_size) stands for all its numbers.
+# (kernel_size) stands for all its numbers; () is a single number, [1].
 _WEIGHT_SHAPES: dict[str, dict[str, tuple[str, ...]]] = {
-    "conv2d": {"weight": ("out_channels", "in_channels", "kernel_size"), "bias": ("out_channels",)},
+    "conv2d": {
+        "weight": ("out_channels", "in_channels", "kernel_size"),
+        "bias": ("out_channels",),
+        "weight_scale": ("out_channels",),
+        "weight_sum": ("out_channels",),
+        "input_scale": (),
+        "input_zero_point": (),
+    },
     "depthwise_conv2d": {"weight": ("channels", "kernel_size"), "bias": ("channels",)},
-    "linear": {"weight": ("out_features", "in_features"), "bias": ("out_features",)},
+    "linear": {
+        "weight": ("out_features", "in_features"),
+        "bias": ("out_features",),
+        "weight_scale": ("out_features",),
+        "weight_sum": ("out_features",),
+        "input_scale": (),
+        "input_zero_point": (),
+    },
     "group_norm": {"weight": ("num_channels",), "bias": ("num_channels",)},
     "layer_norm": {"weight": ("normalized_shape",), "bias": ("normalized_shape",)},
     "embedding": {
         "weight": ("num_embeddings", "embedding_dim"),
         "position_weight": ("max_position_embeddings", "embedding_dim"),
+        "weight_scale": ("num_embeddings",),
+        "position_weight_scale": ("max_position_embeddings",),
     },
 }
 
@@ -55,11 +71,15 @@ class Node:
 
 @dataclass(frozen=True)
 class Weight:
-    """A weight: `kind` is "panel", "vector", "table" or "depthwise"; `shape` is the logical one (checkpoint layout)."""
+    """A weight: `kind` is "panel", "vector", "table" or "depthwise"; `shape` is the logical one (checkpoint layout).
+
+    `integers` is "int8" or "int32" where the graph demands integers of that type; None: numbers, in any format.
+    """
 
     name: str
     kind: str
     shape: tuple[int, ...]
+    integers: str | None = None
 
 
 class Graph:
@@ -117,9 +137,12 @@ class Graph:
         if row is None:
             raise InvalidArgumentError(f"node {name}: there is no op {op!r}; there are {', '.join(sorted(op_table()))}")
         attributes = _checked_attributes(name, row, attributes)
+        names = [slot["name"] for slot in row["inputs"]]
+        is_quantised = "weight_scale" in names[: len(inputs)]
         for value, slot in zip(inputs, _input_slots(name, row, len(inputs)), strict=True):
             if slot["kind"] in ("weight", "optional_weight"):
-                self._use_weight(name, value, slot, _weight_shape(op, slot["name"], attributes))
+                shape = _weight_shape(op, slot["name"], attributes)
+                self._use_weight(name, Weight(value, slot["weight_kind"], shape, _integers(slot, is_quantised)))
             elif value not in self._values or value in self.weights:
                 raise InvalidArgumentError(
                     f"node {name}: input {slot['name']} uses {value!r}, which is no earlier value"
@@ -217,15 +240,14 @@ class Graph:
             raise InvalidArgumentError(f"there is already a value called {name!r}; names are unique")
         self._values.add(name)
 
-    def _use_weight(self, node: str, name: str, slot: Mapping[str, Any], shape: tuple[int, ...]) -> None:
-        weight = Weight(name, slot["weight_kind"], shape)
-        known = self.weights.get(name)
+    def _use_weight(self, node: str, weight: Weight) -> None:
+        known = self.weights.get(weight.name)
         if known is None:
-            self._claim(name)
-            self.weights[name] = weight
+            self._claim(weight.name)
+            self.weights[weight.name] = weight
         elif known != weight:
             raise InvalidArgumentError(
-                f"node {node}: weight {name} is a {known.kind} {known.shape}, but {weight.kind} {shape} is needed"
+                f"node {node}: weight {weight.name} is a {_words(known)}, but {_words(weight)} is needed"
             )
 
 
@@ -247,12 +269,22 @@ def _input_slots(name: str, row: Mapping[str, Any], count: int) -> Iterator[Mapp
         yield slots[min(index, len(slots) - 1)]
 
 
+def _integers(slot: Mapping[str, Any], is_quantised: bool) -> str | None:
+    if slot["is_integer"]:
+        return "int32"
+    return "int8" if is_quantised and slot["weight_kind"] != "vector" else None
+
+
+def _words(weight: Weight) -> str:
+    return f"{weight.kind} {weight.shape}" + (f" of {weight.integers}" if weight.integers else "")
+
+
 def _weight_shape(op: str, slot: str, attributes: Mapping[str, Any]) -> tuple[int, ...]:
     shape: list[int] = []
     for attribute in _WEIGHT_SHAPES[op][slot]:
         value = attributes[attribute]
         shape.extend(value if isinstance(value, list) else [value])
-    return tuple(shape)
+    return tuple(shape) or (1,)
 
 
 def _checked_attributes(name: str, row: Mapping[str, Any], attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,13 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdrt import _core
-from mdrt.bundle import LazyArray, write_bundle
+from mdrt.bundle import write_bundle
 from mdrt.errors import InvalidArgumentError, interruptible
-from mdrt.formats import check_format, stored_values
+from mdrt.formats import ComponentFormat, stored_values
 from mdrt.graph import Graph, Input
 from mdrt.ops import REFERENCES
-
-Weights = Mapping[str, NDArray[Any]] | Mapping[str, LazyArray]
+from mdrt.quantise import Weights, store_component
 
 _DTYPES: dict[str, type[np.generic]] = {"fp32": np.float32, "int32": np.int32}
 _COMPONENT = "graph"
@@ -30,13 +29,15 @@ class Interpreter:
             (n), table (rows, n), depthwise (channels, kernel_h, kernel_w).
         backend: "native" or "reference".
         threads: threads of the native backend; None: MDRT_THREADS, else the physical cores.
-        format: "fp32", or "fp16": panels and tables are stored as halves.
+        format: "fp32"; "fp16": panels and tables are stored as halves; "int8": as integers, which are also what is
+            multiplied; or the format of every layer.
+        input_ranges: (min, max) of the inputs of int8 layers by layer, when `format` is a word.
         isa: instruction set of the native backend, as `mdrt info` lists them; None: MDRT_ISA, else the best.
         fuse: False: the native backend runs every node by itself.
 
     Raises:
-        InvalidArgumentError: an invalid graph, an unknown backend, format or instruction set, or a missing, surplus or
-            misshapen weight.
+        InvalidArgumentError: an invalid graph, an unknown backend, format or instruction set, a missing, surplus or
+            misshapen weight, or an int8 layer that needs an input range and has none.
     """
 
     def __init__(
@@ -45,20 +46,23 @@ class Interpreter:
         weights: Weights,
         backend: str = "native",
         threads: int | None = None,
-        format: str = "fp32",
+        format: str | ComponentFormat = "fp32",
         *,
+        input_ranges: Mapping[str, tuple[float, float]] | None = None,
         isa: str | None = None,
         fuse: bool = True,
     ) -> None:
         if backend not in ("native", "reference"):
             raise InvalidArgumentError(f"backend {backend!r} is not one of native, reference")
-        check_format(format)
+        if isinstance(format, str):
+            format = ComponentFormat(format, input_ranges=input_ranges or {})
+        elif input_ranges is not None:
+            raise InvalidArgumentError("input_ranges belong into the ComponentFormat, which was given too")
         _check_weights(graph, weights)
-        graph.validate()
+        self._stored = store_component(graph, weights, format)
+        self._stored.graph.validate()
         self.graph = graph
         self.backend = backend
-        self._weights = weights
-        self._format = format
         self._model = _native_model(graph, weights, format, threads) if backend == "native" else None
         if self._model is not None and (isa is not None or not fuse):
             self._model.set_plan_options(isa or "", fuse)
@@ -95,10 +99,11 @@ class Interpreter:
     def _run_reference(
         self, values: dict[str, NDArray[Any]], names: Mapping[str, str]
     ) -> dict[str, NDArray[np.float32]]:
-        last_use = {value: index for index, node in enumerate(self.graph.nodes) for value in node.inputs}
+        graph = self._stored.graph
+        last_use = {value: index for index, node in enumerate(graph.nodes) for value in node.inputs}
         wanted = set(names.values())
-        for index, node in enumerate(self.graph.nodes):
-            inputs = [self._weight(name) if name in self.graph.weights else values[name] for name in node.inputs]
+        for index, node in enumerate(graph.nodes):
+            inputs = [self._weight(name) if name in graph.weights else values[name] for name in node.inputs]
             try:
                 values[node.name] = REFERENCES[node.op](inputs, node.attributes).astype(np.float32)
             except (ValueError, IndexError) as error:
@@ -112,7 +117,8 @@ class Interpreter:
         return {name: values[value].astype(np.float32) for name, value in names.items()}
 
     def _weight(self, name: str) -> NDArray[np.float32]:
-        return stored_values(self._format, self.graph.weights[name], np.asarray(self._weights[name]))
+        weight = self._stored.graph.weights[name]
+        return stored_values(self._stored.formats[name], weight, np.asarray(self._stored.weights[name]))
 
     def _checked_feeds(self, feeds: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         names = [entry.name for entry in self.graph.inputs]
@@ -130,7 +136,7 @@ class Interpreter:
         return values
 
 
-def _native_model(graph: Graph, weights: Weights, format: str, threads: int | None) -> _core.Model:
+def _native_model(graph: Graph, weights: Weights, format: ComponentFormat, threads: int | None) -> _core.Model:
     buffer = write_bundle(None, {_COMPONENT: graph}, {_COMPONENT: weights}, formats=format)
     assert buffer is not None
     return _core.Model.from_buffer(buffer, threads=threads or 0)

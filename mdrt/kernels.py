@@ -2,7 +2,9 @@
 
 Every function builds a graph of one or two nodes and runs it. All take these keywords besides their own:
 
-- `format`: how large weights are stored, "fp32" (default) or "fp16";
+- `format`: how large weights are stored, "fp32" (default), "fp16" or "int8";
+- `input_range`: (min, max) of the input of an int8 layer, which convolutions of more than 1x1 need; None (default):
+  every pixel or token gets a scale of its own;
 - `isa`: instruction set of the native backend, one that `mdrt info` lists; None: the best there is;
 - `threads`: of the native backend; None: MDRT_THREADS, else the physical cores;
 - `backend`: "native" (default) or "reference".
@@ -21,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from mdrt.errors import InvalidArgumentError
 from mdrt.graph import Graph, op_table
 from mdrt.interpreter import Interpreter
+from mdrt.quantise import layers
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -32,6 +35,7 @@ class Options(TypedDict, total=False):
     """The keywords that every kernel takes."""
 
     format: str
+    input_range: tuple[float, float] | None
     isa: str | None
     threads: int | None
     backend: str
@@ -274,8 +278,11 @@ class _Builder:
 
     def run(self, value: str, options: Options) -> Array:
         self.graph.output(value, "y")
-        interpreter = Interpreter(self.graph, self.weights, **options)
-        return interpreter.run(self.feeds)["y"]
+        settings: dict[str, Any] = {**options}
+        input_range = settings.pop("input_range", None)
+        if input_range is not None:
+            settings["input_ranges"] = dict.fromkeys(layers(self.graph), input_range)
+        return Interpreter(self.graph, self.weights, **settings).run(self.feeds)["y"]
 
 
 def _run(op: str, arrays: Sequence[ArrayLike | None], attributes: dict[str, Any], options: Options) -> Array:

@@ -138,13 +138,10 @@ def _reference(model: _core.Model, component: str, document: Mapping[str, Any]) 
     graph = Graph.from_dict(document)
     stored = {name: (dtype, array) for name, dtype, _, array in model.tensors()}
     weights = {}
-    format = "fp32"
     for name, weight in graph.weights.items():
         dtype, array = stored[f"{component}/{name}"]
         weights[name] = _core.unpack(weight.kind, dtype, array, weight.shape)
-        if dtype == "fp16":
-            format = dtype
-    return Interpreter(graph, weights, backend="reference", format=format)
+    return Interpreter(graph, weights, backend="reference")
 
 
 def _channels_second(shape: tuple[int | str | None, ...]) -> tuple[int | str | None, ...]:

@@ -430,7 +430,7 @@ def schedules_differ(bundle):
 DOCUMENT = [
     Row("version 0", "document", doc("format", [0, 9]), ("format", "[0, 9]")),
     Row("future major", "document", doc("format", [2, 0]), ("format", "[2, 0]", "install"), status=VERSION),
-    Row("future minor with unknown keys", "document", lambda d: {**d, "format": [1, 1], "adapters": {}}, ("format", "[1, 1]", "install"), status=VERSION),
+    Row("future minor with unknown keys", "document", lambda d: {**d, "format": [1, 2], "adapters": {}}, ("format", "[1, 2]", "install"), status=VERSION),
     Row("format is a float", "document", doc("format", b"[1, 0.0]"), ("format", "integers")),
     Row("format has three numbers", "document", doc("format", [1, 0, 0]), ("format", "integers")),
     Row("no format", "document", doc("format", None), ("format is missing",)),

@@ -11,6 +11,7 @@ from mini_bundle import crc32c, weight
 import mdrt
 from mdrt import _core
 from mdrt.bundle import write_bundle
+from mdrt.formats import ComponentFormat
 
 SHAPES = {
     "panel": [(1, 1), (16, 16), (17, 5), (33, 48), (20, 7, 3, 3), (16, 1, 1, 1), (5, 17, 2, 3)],
@@ -155,9 +156,9 @@ def test_format_of_each_weight():
     dtypes = {name: dtype for name, dtype, _, _ in _core.Model.from_buffer(buffer).tensors()}
     assert dtypes["unet/conv.weight"] == "fp16"
     assert {dtypes[f"unet/{name}"] for name in weights if name != "conv.weight"} == {"fp32"}
-    asked = []
-    write_bundle(None, {"unet": graph}, {"unet": weights}, formats=lambda c, w: asked.append((c, w.name)) or "fp32")
-    assert ("unet", "conv.weight") in asked
+    formats = {"unet": ComponentFormat("fp16", {"conv": "fp32"})}
+    buffer = write_bundle(None, {"unet": graph}, {"unet": weights}, formats=formats)
+    assert {dtype for _, dtype, _, _ in _core.Model.from_buffer(buffer).tensors()} == {"fp32", "uint8"}
 
 
 @pytest.mark.parametrize("change, says", [

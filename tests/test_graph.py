@@ -80,7 +80,7 @@ def test_a_weight_may_be_used_twice_in_one_shape_only():
         ("upsample", ["x"], {"scale_factor": True}, "scale_factor is True, not an integer"),
         ("upsample", ["x"], {"scale_factor": [2, 2]}, "not an integer"),
         ("layer_norm", ["x", "w", "b"], {"normalized_shape": 8, "eps": "small"}, "eps is 'small', not a number"),
-        ("linear", ["x"], {"in_features": 8, "out_features": 8}, "takes 2 to 3 inputs, not 1"),
+        ("linear", ["x"], {"in_features": 8, "out_features": 8}, "takes 2 to 7 inputs, not 1"),
     ],
 )
 def test_mistakes_are_refused_when_they_are_made(op, inputs, attributes, message):

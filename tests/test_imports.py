@@ -13,8 +13,9 @@ ROOT = Path(__file__).parent.parent
 GROUPS = [
     "errors",
     "files graph schedulers models",
-    "ops formats png",
-    "bundle",
+    "formats png",
+    "quantise",
+    "ops bundle",
     "interpreter",
     "session kernels",
     "pipeline",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from mdrt.ops.int8 import Quantised
 from mdrt.ops.reference import Array, Case, Reference
 
 
@@ -13,6 +14,10 @@ def conv2d(
     x: Array,
     weight: Array,
     bias: Array | None = None,
+    weight_scale: Array | None = None,
+    _weight_sum: Array | None = None,
+    input_scale: Array | None = None,
+    input_zero_point: Array | None = None,
     *,
     stride: Sequence[int] = (1, 1),
     pads: Sequence[int] = (0, 0, 0, 0),
@@ -22,13 +27,21 @@ def conv2d(
     Args:
         x: (n, h, w, in_channels).
         weight: (out_channels, in_channels, kernel_h, kernel_w).
-        bias: (out_channels).
+        bias: (out_channels); always there when the weight is int8.
+        weight_scale: (out_channels) when `weight` is int8.
+        _weight_sum: (out_channels), the sums of its integers; kernels need them, the reference does not.
+        input_scale, input_zero_point: (1) of an input that is quantised with them, not with a scale for each pixel.
         stride: down, right.
         pads: zeros above, left, below, right.
 
     Returns:
-        float64 (n, out_h, out_w, out_channels), out_h = (h + above + below - kernel_h) // stride + 1.
+        (n, out_h, out_w, out_channels), out_h = (h + above + below - kernel_h) // stride + 1; float64, but float32 when
+        the weight is int8.
     """
+    if weight_scale is not None and bias is not None:
+        quantised = Quantised.of(x, input_scale, input_zero_point)
+        sums = conv2d(quantised.integers, weight, stride=stride, pads=pads)
+        return quantised.finish(sums, weight_scale, bias)
     kernel = weight.astype(np.float64)
     out: Array | float = 0.0
     for ky, kx, window in _taps(x, kernel.shape[2:], stride, pads):
@@ -73,8 +86,12 @@ def _taps(
     ]
 
 
-def _conv2d_magnitude(x: Array, weight: Array, bias: Array | None = None, **attributes: Sequence[int]) -> Array:
-    return conv2d(abs(x), abs(weight), None if bias is None else abs(bias), **attributes)
+def _conv2d_magnitude(
+    x: Array, weight: Array, bias: Array | None = None, *int8: Array, stride: Sequence[int], pads: Sequence[int]
+) -> Array:
+    if int8:
+        return np.zeros(1)
+    return conv2d(abs(x), abs(weight), None if bias is None else abs(bias), stride=stride, pads=pads)
 
 
 def _depthwise_magnitude(x: Array, weight: Array, bias: Array | None = None, **attributes: Sequence[int]) -> Array:

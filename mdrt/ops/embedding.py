@@ -10,13 +10,21 @@ from mdrt.errors import InvalidArgumentError
 from mdrt.ops.reference import Array, Case, Reference
 
 
-def embedding(input_ids: Array, weight: Array, position_weight: Array) -> Array:
+def embedding(
+    input_ids: Array,
+    weight: Array,
+    position_weight: Array,
+    weight_scale: Array | None = None,
+    position_weight_scale: Array | None = None,
+) -> Array:
     """Row input_ids[i, j] of `weight` plus row j of `position_weight`.
 
     Args:
         input_ids: integers (n, length), each in [0, num_embeddings).
         weight: (num_embeddings, embedding_dim).
         position_weight: (max_position_embeddings, embedding_dim), at least `length` rows.
+        weight_scale: (num_embeddings), the factor of every row of an int8 `weight`.
+        position_weight_scale: (max_position_embeddings), likewise.
 
     Raises:
         InvalidArgumentError: an id is out of range.
@@ -25,8 +33,12 @@ def embedding(input_ids: Array, weight: Array, position_weight: Array) -> Array:
         raise InvalidArgumentError(
             f"input_ids reach from {input_ids.min()} to {input_ids.max()}, not 0 to {len(weight) - 1}"
         )
-    rows = weight[input_ids].astype(np.float64)
-    return np.asarray(rows + position_weight[: input_ids.shape[1]].astype(np.float64))
+    rows, positions = weight[input_ids], position_weight[: input_ids.shape[1]]
+    if weight_scale is not None and position_weight_scale is not None:
+        rows = rows.astype(np.float32) * weight_scale[input_ids][..., None]
+        positions = positions.astype(np.float32) * position_weight_scale[: input_ids.shape[1], None]
+        return np.asarray(rows + positions)
+    return np.asarray(rows.astype(np.float64) + positions.astype(np.float64))
 
 
 def timestep_embedding(timestep: Array, *, embedding_dim: int) -> Array:

@@ -1,0 +1,27 @@
+// int8 layers: conv2d and linear whose weight is stored as int8, and embedding whose tables are (docs/numerics.md, "int8").
+#pragma once
+
+#include <string>
+
+#include "graph.h"
+
+namespace mdrt {
+
+// Whether the node's weights are int8: it then has a weight_scale.
+bool is_quantised(const Node& node);
+
+// What is wrong with a weight of this dtype in this slot, or "".
+std::string dtype_misfit(const Node& node, size_t slot, DType dtype);
+
+// What is wrong with the inputs of a valid node, or "": which of them belong together, where a static input range is needed,
+// and how many products a sum may have to be exact in int32.
+std::string quantisation_misfit(const Node& node);
+
+// Scales, zero points and the size of sums, of a valid graph whose weights are mapped. Reads no int8 weight.
+// Throws Error(MDRT_ERROR_BUNDLE).
+void check_quantised_values(const Graph& graph);
+
+// Every int8 weight is within -127 and 127, and every weight_sum is the sum of its column. Throws Error(MDRT_ERROR_BUNDLE).
+void verify_quantised(const Graph& graph);
+
+}  // namespace mdrt
