@@ -13,6 +13,7 @@
 #include "formats.h"
 #include "noise.h"
 #include "ops.h"
+#include "profile.h"
 #include "registry.h"
 
 namespace mdrt {
@@ -134,6 +135,20 @@ mdrt_status describe_plan(mdrt_model* model, const char* component, const mdrt_t
   });
 }
 
+mdrt_status profile(mdrt_model* model, const char* component, const mdrt_tensor* inputs, int32_t num_inputs, int32_t rounds,
+                    void (*visit)(const mdrt_profiled_step* step, void* user), void* user) {
+  return with_model(model->handle, [&](Model& open) {
+    Handle& handle = *model->handle;
+    if (handle.unfinished_job) throw Error(MDRT_ERROR_STATE, "a job of this model is unfinished; end it first");
+    handle.cancel = false;
+    const Stop stop = {&handle.cancel, handle.poll, handle.poll_user};
+    for (const StepProfile& step : profile_component(open, stop, component, inputs, num_inputs, rounds)) {
+      const mdrt_profiled_step seen = {step.step->name.c_str(), step.step->node, step.step->tasks, step.step->macs, step.seconds.data()};
+      visit(&seen, user);
+    }
+  });
+}
+
 mdrt_status set_plan_options(mdrt_model* model, const char* isa, int32_t fuse) {
   return with_model(model->handle, [&](Model& open) {
     if (model->handle->unfinished_job) throw Error(MDRT_ERROR_STATE, "a job of this model is unfinished; end it first");
@@ -171,6 +186,7 @@ const mdrt_internal_table kTable = {
     describe_plan,
     set_plan_options,
     set_poll,
+    profile,
     validate_graph,
 };
 

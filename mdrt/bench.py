@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mdrt import _core, models
+from mdrt import _core, models, profile
 from mdrt.errors import InvalidArgumentError
 
 STAGES = ("text_encoder", "unet", "vae_decoder")
@@ -26,6 +26,7 @@ def run(
     threads: int | None = None,
     max_memory: int | None = None,
     repeats: int = 5,
+    steps: bool = False,
 ) -> dict[str, Any]:
     """Times each stage (or one) after a run to warm up: one prompt, one picture, no guidance.
 
@@ -35,6 +36,7 @@ def run(
         width, height: pixels; None: the model's own.
         threads, max_memory: as in `Pipeline`.
         repeats: timed runs; the median counts.
+        steps: also profile the steps of each stage's plan (`mdrt.profile`).
 
     Returns:
         For every stage seconds (median, minimum), GMAC and GMAC/s; the time to open, peak memory, ISA and threads.
@@ -59,6 +61,8 @@ def run(
         feeds = {entry["name"]: _random(entry, bindings) for entry in graph["inputs"]}
         results[name] = _time(opened, name, feeds, [entry["name"] for entry in graph["outputs"]], repeats)
         anonymous = max(anonymous, _status_bytes("RssAnon") or 0)
+        if steps:
+            results[name]["profile"] = profile.run(opened, name, graph, feeds, repeats)
     info = _core.build_info()
     return {
         "model": path,
@@ -144,6 +148,8 @@ def text(results: dict[str, Any]) -> str:
         lines.append(
             f"  {name:<12} {stage['seconds']:9.4f} s  {stage['gmac']:9.3f} GMAC  {stage['gmac_per_second']:8.1f} GMAC/s"
         )
+        if "profile" in stage:
+            lines.append(profile.text(stage["profile"]))
     for key, label in (
         ("peak_rss_bytes", "peak memory (VmHWM)"),
         ("anonymous_rss_bytes", "anonymous memory (RssAnon)"),

@@ -150,6 +150,7 @@ def _add_bench(commands: Any) -> None:
     add("stage", choices=["all", "text_encoder", "unet", "vae_decoder"])
     add("--size", type=_size, default=(None, None), metavar="WxH", help="pixels")
     add("--repeats", type=_positive, default=5, metavar="N", help="runs after one to warm up")
+    add("--profile", action="store_true", help="also the time of every step of the plans, by kernel and by layer")
     add("--json", action="store_true")
     _add_model(command)
     _add_machine(command)
@@ -385,6 +386,7 @@ def _bench(options: argparse.Namespace) -> int:
         threads=options.threads,
         max_memory=options.max_memory,
         repeats=options.repeats,
+        steps=options.profile,
     )
     return _print(results, options.json, bench.text)
 

@@ -109,6 +109,7 @@ void define_model(py::module_& m) {
       .def("run", &Model::run, py::arg("component"), py::arg("feeds"), py::arg("outputs"))
       .def("tokenize", &Model::tokenize, py::arg("text"), py::arg("padded") = true)
       .def("describe_plan", &Model::describe_plan, py::arg("component"), py::arg("feeds"))
+      .def("profile", &Model::profile, py::arg("component"), py::arg("feeds"), py::arg("rounds"))
       .def("set_plan_options", &Model::set_plan_options, py::arg("isa") = "", py::arg("fuse") = true)
       .def("verify", &Model::verify)
       .def("cancel", &Model::cancel)
