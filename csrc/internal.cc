@@ -13,6 +13,7 @@
 #include "formats.h"
 #include "noise.h"
 #include "ops.h"
+#include "peak.h"
 #include "profile.h"
 #include "registry.h"
 
@@ -165,6 +166,10 @@ mdrt_status set_poll(mdrt_model* model, int (*poll)(void* user), void* user) {
   });
 }
 
+mdrt_status peak(const char* what, const char* isa, int32_t threads, double* per_second, char* errbuf, size_t errbuf_size) {
+  return guarded(errbuf, errbuf_size, [&] { *per_second = measure_peak(what, choose_isa(isa), threads); });
+}
+
 mdrt_status validate_graph(const char* json, size_t json_bytes, char* errbuf, size_t errbuf_size) {
   return guarded(errbuf, errbuf_size, [&] { check_graph(std::string_view(json, json_bytes)); });
 }
@@ -187,6 +192,7 @@ const mdrt_internal_table kTable = {
     set_plan_options,
     set_poll,
     profile,
+    peak,
     validate_graph,
 };
 
