@@ -34,12 +34,12 @@ std::string make_build_json() {
     // MDRT_ISA names one that does not run here: none is chosen, and opening a model says why.
   }
   std::string text = std::string("{\"version\": \"") + mdrt_version() + "\", \"compiler\": \"" + kCompiler +
-                     "\", \"cpu_features\": \"" + cpu_features() +
+                     "\", \"compiler_flags\": \"" MDRT_COMPILER_FLAGS "\", \"cpu_features\": \"" + cpu_features() +
                      "\", \"usable_cores\": " + std::to_string(usable_cores()) + ", \"isas\": [";
   for (const Isa& isa : compiled_isas()) {
     if (text.back() != '[') text += ", ";
     text += std::string("{\"name\": \"") + isa.name + "\", \"features\": \"" + isa.features +
-            "\", \"compiled\": true, \"usable\": " + (is_usable(isa) ? "true" : "false") +
+            "\", \"flags\": \"" + isa.flags + "\", \"compiled\": true, \"usable\": " + (is_usable(isa) ? "true" : "false") +
             ", \"chosen\": " + (chosen == isa.name ? "true" : "false") + "}";
   }
   return text + "]}";

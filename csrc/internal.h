@@ -18,7 +18,8 @@ struct mdrt_internal_table {
   size_t struct_size;
   // JSON texts; valid for the life of the process.
   const char* (*op_table_json)();         // the rows of ops.def
-  const char* (*build_json)();            // version, compiler, and per ISA: compiled, usable, chosen; CPU features
+  const char* (*build_json)();            // version, compiler and its flags, and per ISA: flags, compiled, usable, chosen;
+                                          // CPU features
   // Text that the caller frees with free_text().
   void (*free_text)(char* text);
 

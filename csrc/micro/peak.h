@@ -17,8 +17,10 @@ namespace {
 // Sums that do not wait for each other: more than latency times units of any core, no more than registers.
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int kPeakSums = 16;
-#else
+#elif defined(__FMA__)
 constexpr int kPeakSums = 12;
+#else
+constexpr int kPeakSums = 8;        // products take registers too
 #endif
 constexpr int kPeakRepeats = 4;     // in a row, so that counting the rounds costs nothing
 
