@@ -13,6 +13,8 @@
 #include "formats.h"
 #include "noise.h"
 #include "ops.h"
+#include "peak.h"
+#include "profile.h"
 #include "registry.h"
 
 namespace mdrt {
@@ -32,12 +34,12 @@ std::string make_build_json() {
     // MDRT_ISA names one that does not run here: none is chosen, and opening a model says why.
   }
   std::string text = std::string("{\"version\": \"") + mdrt_version() + "\", \"compiler\": \"" + kCompiler +
-                     "\", \"cpu_features\": \"" + cpu_features() +
+                     "\", \"compiler_flags\": \"" MDRT_COMPILER_FLAGS "\", \"cpu_features\": \"" + cpu_features() +
                      "\", \"usable_cores\": " + std::to_string(usable_cores()) + ", \"isas\": [";
   for (const Isa& isa : compiled_isas()) {
     if (text.back() != '[') text += ", ";
     text += std::string("{\"name\": \"") + isa.name + "\", \"features\": \"" + isa.features +
-            "\", \"compiled\": true, \"usable\": " + (is_usable(isa) ? "true" : "false") +
+            "\", \"flags\": \"" + isa.flags + "\", \"compiled\": true, \"usable\": " + (is_usable(isa) ? "true" : "false") +
             ", \"chosen\": " + (chosen == isa.name ? "true" : "false") + "}";
   }
   return text + "]}";
@@ -134,6 +136,20 @@ mdrt_status describe_plan(mdrt_model* model, const char* component, const mdrt_t
   });
 }
 
+mdrt_status profile(mdrt_model* model, const char* component, const mdrt_tensor* inputs, int32_t num_inputs, int32_t rounds,
+                    void (*visit)(const mdrt_profiled_step* step, void* user), void* user) {
+  return with_model(model->handle, [&](Model& open) {
+    Handle& handle = *model->handle;
+    if (handle.unfinished_job) throw Error(MDRT_ERROR_STATE, "a job of this model is unfinished; end it first");
+    handle.cancel = false;
+    const Stop stop = {&handle.cancel, handle.poll, handle.poll_user};
+    for (const StepProfile& step : profile_component(open, stop, component, inputs, num_inputs, rounds)) {
+      const mdrt_profiled_step seen = {step.step->name.c_str(), step.step->node, step.step->tasks, step.step->macs, step.seconds.data()};
+      visit(&seen, user);
+    }
+  });
+}
+
 mdrt_status set_plan_options(mdrt_model* model, const char* isa, int32_t fuse) {
   return with_model(model->handle, [&](Model& open) {
     if (model->handle->unfinished_job) throw Error(MDRT_ERROR_STATE, "a job of this model is unfinished; end it first");
@@ -148,6 +164,10 @@ mdrt_status set_poll(mdrt_model* model, int (*poll)(void* user), void* user) {
     model->handle->poll = poll;
     model->handle->poll_user = user;
   });
+}
+
+mdrt_status peak(const char* what, const char* isa, int32_t threads, double* per_second, char* errbuf, size_t errbuf_size) {
+  return guarded(errbuf, errbuf_size, [&] { *per_second = measure_peak(what, choose_isa(isa), threads); });
 }
 
 mdrt_status validate_graph(const char* json, size_t json_bytes, char* errbuf, size_t errbuf_size) {
@@ -171,6 +191,8 @@ const mdrt_internal_table kTable = {
     describe_plan,
     set_plan_options,
     set_poll,
+    profile,
+    peak,
     validate_graph,
 };
 

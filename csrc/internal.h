@@ -6,11 +6,20 @@
 
 extern "C" {
 
+// One step of a plan as `profile` saw it. Pointers are valid during the visit only.
+struct mdrt_profiled_step {
+  const char* name;         // kernel, blank, value
+  int32_t node;             // of the component's graph: the op at the heart of the step
+  int64_t tasks, macs;
+  const double* seconds;    // of every round
+};
+
 struct mdrt_internal_table {
   size_t struct_size;
   // JSON texts; valid for the life of the process.
   const char* (*op_table_json)();         // the rows of ops.def
-  const char* (*build_json)();            // version, compiler, and per ISA: compiled, usable, chosen; CPU features
+  const char* (*build_json)();            // version, compiler and its flags, and per ISA: flags, compiled, usable, chosen;
+                                          // CPU features
   // Text that the caller frees with free_text().
   void (*free_text)(char* text);
 
@@ -43,6 +52,16 @@ struct mdrt_internal_table {
   // `poll` is called on the calling thread between the slices of mdrt_run (about every 50 ms); another return value
   // than 0 cancels the call. nullptr: none.
   mdrt_status (*set_poll)(mdrt_model* model, int (*poll)(void* user), void* user);
+
+  // Plans a component as describe_plan does, runs it once to warm up and then `rounds` times, each step by itself under a
+  // clock, and visits the steps in their order. `inputs` with data.
+  mdrt_status (*profile)(mdrt_model* model, const char* component, const mdrt_tensor* inputs, int32_t num_inputs,
+                         int32_t rounds, void (*visit)(const mdrt_profiled_step* step, void* user), void* user);
+
+  // The most that this machine can do per second, with an ISA ("" = as chosen) and a number of threads (0: as for a model):
+  // what = "fp32": multiply-adds; "read": bytes of memory read.
+  mdrt_status (*measure_peak)(const char* what, const char* isa, int32_t threads, double* per_second, char* errbuf,
+                              size_t errbuf_size);
 
   // Checks a graph document (docs/format.md, "Graph") as opening a bundle does, its weights taken as stored in fp32.
   mdrt_status (*validate_graph)(const char* json, size_t json_bytes, char* errbuf, size_t errbuf_size);

@@ -31,6 +31,7 @@ namespace MDRT_ISA_NAME {
 #include "kernels/attention.h"
 #include "kernels/norm.h"
 #include "kernels/elementwise.h"
+#include "micro/peak.h"
 
 }  // namespace MDRT_ISA_NAME
 

@@ -86,6 +86,7 @@ template <class Args>
 KernelStep<Args>& Lowering::add_step(void (*kernel)(const Args*, int64_t, void*), const char* kernel_name, int32_t value) {
   auto step = std::make_unique<KernelStep<Args>>(kernel);
   step->name = std::string(kernel_name) + " " + graph_.value_name(value);
+  step->node = fused_[static_cast<size_t>(current_)].node;
   KernelStep<Args>& reference = *step;
   plan_.steps.push_back(std::move(step));
   return reference;

@@ -19,6 +19,7 @@ class Step {
   virtual const void* args() const = 0;
 
   std::string name;             // kernel and value, for people
+  int32_t node = -1;            // of the graph: the op at the heart of what is fused here
   int64_t tasks = 1;
   int64_t scratch_bytes = 0;    // per thread
   int64_t macs = 0;

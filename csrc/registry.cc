@@ -7,13 +7,13 @@
 
 namespace mdrt {
 
-#define MDRT_ISA(name, features) extern const KernelTable kernel_table_##name;
+#define MDRT_ISA(name, features, flags) extern const KernelTable kernel_table_##name;
 #include "mdrt_isa_list.inc"
 #undef MDRT_ISA
 
 const std::vector<Isa>& compiled_isas() {
   static const std::vector<Isa> isas = {
-#define MDRT_ISA(name, features) {#name, features, &kernel_table_##name},
+#define MDRT_ISA(name, features, flags) {#name, features, flags, &kernel_table_##name},
 #include "mdrt_isa_list.inc"
 #undef MDRT_ISA
   };

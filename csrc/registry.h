@@ -11,6 +11,7 @@ namespace mdrt {
 struct Isa {
   const char* name;
   const char* features;         // what it needs, blank-separated
+  const char* flags;            // what the compiler was given for its kernels
   const KernelTable* kernels;
 };
 

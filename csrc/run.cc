@@ -27,6 +27,7 @@ struct Executor::Impl {
 
   void copy_in(const Plan& plan, size_t input, const Feed& feed);
   void copy_ids(const Plan& plan, size_t input, const Feed& feed);
+  void run_tasks(const Plan& plan, int64_t count, const std::atomic<bool>& cancel);    // the next ones of the step at hand
 };
 
 namespace {
@@ -138,11 +139,24 @@ void Executor::start(const std::vector<Feed>& feeds) {
   e.started = true;
 }
 
+void Executor::Impl::run_tasks(const Plan& plan, int64_t count, const std::atomic<bool>& cancel) {
+  const Step& current = *plan.steps[step];
+  TaskRange range = {&current, task, plan.arena->base() + plan.arena_bytes, plan.scratch_bytes};
+  if (!pool.run(count, run_task, &range, &cancel)) {
+    started = false;
+    throw Error(MDRT_ERROR_CANCELLED, "cancelled");
+  }
+  task += count;
+  if (task == current.tasks) {
+    ++step;
+    task = 0;
+  }
+}
+
 double Executor::advance(int64_t macs_per_slice, const std::atomic<bool>& cancel) {
   Impl& e = *impl_;
   const Plan& plan = *plan_;
   if (!e.started) throw Error(MDRT_ERROR_STATE, "nothing is running; start first");
-  std::byte* scratch = plan.arena->base() + plan.arena_bytes;
   double budget = static_cast<double>(macs_per_slice);
   while (e.step < plan.steps.size() && budget > 0) {
     const Step& step = *plan.steps[e.step];
@@ -153,21 +167,18 @@ double Executor::advance(int64_t macs_per_slice, const std::atomic<bool>& cancel
       const int64_t rounds = static_cast<int64_t>(budget / macs_per_task) / e.pool.size() + 1;
       count = std::min(count, rounds * e.pool.size());
     }
-    TaskRange range = {&step, e.task, scratch, plan.scratch_bytes};
-    if (!e.pool.run(count, run_task, &range, &cancel)) {
-      e.started = false;
-      throw Error(MDRT_ERROR_CANCELLED, "cancelled");
-    }
+    e.run_tasks(plan, count, cancel);
     budget -= macs_per_task * static_cast<double>(count);
     e.macs_done += macs_per_task * static_cast<double>(count);
-    e.task += count;
-    if (e.task == step.tasks) {
-      ++e.step;
-      e.task = 0;
-    }
   }
   if (e.step == plan.steps.size()) return 1;
   return plan.macs > 0 ? std::min(e.macs_done / static_cast<double>(plan.macs), 0.999999) : 0;
+}
+
+void Executor::finish_step(const std::atomic<bool>& cancel) {
+  Impl& e = *impl_;
+  if (!e.started || e.step == plan_->steps.size()) throw Error(MDRT_ERROR_STATE, "no step is left to run; start first");
+  e.run_tasks(*plan_, plan_->steps[e.step]->tasks - e.task, cancel);
 }
 
 void Executor::fetch(int32_t value, float* out) const {

@@ -51,6 +51,10 @@ class Executor {
   double advance(int64_t macs_per_slice, const std::atomic<bool>& cancel);
   void fetch(int32_t value, float* out) const;
 
+  // advance(), but exactly to the end of the step at hand.
+  void finish_step(const std::atomic<bool>& cancel);
+  const Plan& plan() const { return *plan_; }         // after prepare
+
   // Frees the arena; the next start() takes it again.
   void release_memory();
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import statistics
 import time
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mdrt import _core, models
+from mdrt import _core, models, profile
 from mdrt.errors import InvalidArgumentError
 
 STAGES = ("text_encoder", "unet", "vae_decoder")
@@ -25,7 +26,9 @@ def run(
     height: int | None = None,
     threads: int | None = None,
     max_memory: int | None = None,
+    isa: str | None = None,
     repeats: int = 5,
+    steps: bool = False,
 ) -> dict[str, Any]:
     """Times each stage (or one) after a run to warm up: one prompt, one picture, no guidance.
 
@@ -34,7 +37,9 @@ def run(
         model: a bundle; None: the built-in model.
         width, height: pixels; None: the model's own.
         threads, max_memory: as in `Pipeline`.
+        isa: an instruction set, as `mdrt info` lists them; None: MDRT_ISA, else the best.
         repeats: timed runs; the median counts.
+        steps: also profile the steps of each stage's plan (`mdrt.profile`).
 
     Returns:
         For every stage seconds (median, minimum), GMAC and GMAC/s; the time to open, peak memory, ISA and threads.
@@ -46,6 +51,8 @@ def run(
     begin = time.perf_counter()
     opened = _core.Model(path, threads=threads or 0, max_memory=max_memory or 0)
     open_seconds = time.perf_counter() - begin
+    if isa is not None:
+        opened.set_plan_options(isa)
     document = json.loads(opened.metadata())
     stages = [name for name in STAGES if name in document["components"]] if stage == "all" else [stage]
     for name in stages:
@@ -59,18 +66,45 @@ def run(
         feeds = {entry["name"]: _random(entry, bindings) for entry in graph["inputs"]}
         results[name] = _time(opened, name, feeds, [entry["name"] for entry in graph["outputs"]], repeats)
         anonymous = max(anonymous, _status_bytes("RssAnon") or 0)
-    info = _core.build_info()
+        if steps:
+            results[name]["profile"] = profile.run(opened, name, graph, feeds, repeats)
     return {
         "model": path,
-        "version": info["version"],
-        "isa": next((isa["name"] for isa in info["isas"] if isa["chosen"]), None),
-        "threads": threads or info["usable_cores"],
-        "compiler": info["compiler"],
+        **machine(isa, threads),
         "open_seconds": open_seconds,
         "stages": results,
         "peak_rss_bytes": _status_bytes("VmHWM"),
         "anonymous_rss_bytes": anonymous or None,
     }
+
+
+def machine(isa: str | None, threads: int | None) -> dict[str, Any]:
+    """What a measurement depends on: version, isa, compiler and its flags, CPU, threads."""
+    info = _core.build_info()
+    rows = {row["name"]: row for row in info["isas"]}
+    name = isa or next((row["name"] for row in info["isas"] if row["chosen"]), None)
+    flags = (info["compiler_flags"], rows[name]["flags"] if name in rows else "")
+    return {
+        "version": info["version"],
+        "isa": name,
+        "threads": threads or int(os.environ.get("MDRT_THREADS") or info["usable_cores"]),
+        "cpu": _cpu(),
+        "compiler": info["compiler"],
+        "compiler_flags": " ".join(filter(None, flags)),
+    }
+
+
+def _cpu() -> str | None:
+    """The name of the processor, or of the board where the system does not know the processor's."""
+    for path, key in (("/proc/cpuinfo", "model name"), ("/proc/device-tree/model", "")):
+        try:
+            with open(path, encoding="utf-8", errors="replace") as file:
+                for line in file:
+                    if line.startswith(key):
+                        return line.removeprefix(key).strip(" \t\n\0:")
+        except OSError:
+            continue
+    return None
 
 
 def _bindings(document: dict[str, Any], width: int | None, height: int | None) -> dict[str, int]:
@@ -144,6 +178,8 @@ def text(results: dict[str, Any]) -> str:
         lines.append(
             f"  {name:<12} {stage['seconds']:9.4f} s  {stage['gmac']:9.3f} GMAC  {stage['gmac_per_second']:8.1f} GMAC/s"
         )
+        if "profile" in stage:
+            lines.append(profile.text(stage["profile"]))
     for key, label in (
         ("peak_rss_bytes", "peak memory (VmHWM)"),
         ("anonymous_rss_bytes", "anonymous memory (RssAnon)"),

@@ -144,12 +144,16 @@ def _add_info(commands: Any) -> None:
 
 
 def _add_bench(commands: Any) -> None:
-    command = commands.add_parser("bench", help="measure the stages of a model")
-    command.set_defaults(handler=_bench)
+    command = commands.add_parser("bench", help="measure the stages of a model, or kernels")
+    command.set_defaults(handler=_bench, usage_error=command.error)
     add = command.add_argument
-    add("stage", choices=["all", "text_encoder", "unet", "vae_decoder"])
+    add("what", choices=["all", "text_encoder", "unet", "vae_decoder", "kernels"])
     add("--size", type=_size, default=(None, None), metavar="WxH", help="pixels")
     add("--repeats", type=_positive, default=5, metavar="N", help="runs after one to warm up")
+    add("--profile", action="store_true", help="also the time of every step of the plans, by kernel and by layer")
+    add("--isa", metavar="NAME", help="an instruction set that mdrt info lists; default: MDRT_ISA, else the best")
+    add("--filter", metavar="TEXT", help="kernels: layers that contain this, such as 'conv2d 3x3'")
+    add("--format", choices=["fp32", "fp16"], help="kernels: of the weights; default: all of these")
     add("--json", action="store_true")
     _add_model(command)
     _add_machine(command)
@@ -375,16 +379,32 @@ def _info(options: argparse.Namespace) -> int:
 
 
 def _bench(options: argparse.Namespace) -> int:
-    from mdrt import bench
+    from mdrt import bench, bench_kernels
+    from mdrt.formats import FORMATS
 
+    if options.what == "kernels":
+        if options.model or options.max_memory or options.profile or options.size != (None, None):
+            options.usage_error("kernels: --model, --size, --max-memory and --profile are for stages of a model")
+        kernels = bench_kernels.run(
+            filter=options.filter or "",
+            formats=[options.format] if options.format else FORMATS,
+            isa=options.isa,
+            threads=options.threads,
+            repeats=options.repeats,
+        )
+        return _print(kernels, options.json, bench_kernels.text)
+    if options.filter or options.format:
+        options.usage_error("--filter and --format are for kernels")
     results = bench.run(
-        options.stage,
+        options.what,
         model=options.model,
         width=options.size[0],
         height=options.size[1],
         threads=options.threads,
         max_memory=options.max_memory,
+        isa=options.isa,
         repeats=options.repeats,
+        steps=options.profile,
     )
     return _print(results, options.json, bench.text)
 

@@ -149,7 +149,7 @@ def _memory_available() -> int | None:
 def installation_text(found: dict[str, Any]) -> str:
     """`installation` for people."""
     lines = [f"mdrt {found['version']}, Python {found['python']}, {found['machine']}"]
-    for key in ("compiler", "cpu_features", "usable_cores", "library", "builtin_model"):
+    for key in ("compiler", "compiler_flags", "cpu_features", "usable_cores", "library", "builtin_model"):
         lines.append(f"{key.replace('_', ' ')}: {found.get(key)}")
     if found["memory_available_bytes"]:
         lines.append(f"memory available: {_megabytes(found['memory_available_bytes'])}")

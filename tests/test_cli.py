@@ -313,6 +313,20 @@ def test_bench(capsys):
     assert "GMAC/s" in capsys.readouterr().out
 
 
+def test_bench_profile(capsys):
+    assert main(["bench", "unet", "--repeats", "2", "--profile", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["stages"]["unet"]
+    steps = found["profile"]["steps"]
+    assert all(step["seconds"] > 0 and step["tasks"] >= 1 for step in steps)
+    assert sum(step["gmac"] for step in steps) == pytest.approx(found["gmac"], abs=0.001)
+    assert any(step["layer"] == "conv2d 3x3 8->64, 256 pixels, fp16" for step in steps)
+    for groups in (found["profile"]["kernels"], found["profile"]["layers"]):
+        assert sum(group["share"] for group in groups) == pytest.approx(1)
+        assert sum(group["steps"] for group in groups) == len(steps)
+    assert main(["bench", "text_encoder", "--repeats", "1", "--profile"]) == 0
+    assert "by kernel" in capsys.readouterr().out
+
+
 def test_selftest(capsys):
     assert main(["selftest"]) == 0
     assert capsys.readouterr().out.endswith("passed\n")

@@ -12,14 +12,16 @@ ROOT = Path(__file__).parent.parent
 # A module may import those further left only; those of one group do not know each other.
 GROUPS = [
     "errors",
-    "files graph schedulers models",
+    "files graph schedulers models layers",
     "formats png",
     "quantise",
     "ops bundle",
     "interpreter",
     "session kernels",
     "pipeline",
-    "describe bench selftest",
+    "describe profile selftest",
+    "bench",
+    "bench_kernels",
     "weights_tools",
     "cli",
     "__main__",

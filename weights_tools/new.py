@@ -119,6 +119,13 @@ def new(
         raise WriteError(f"cannot write {output}: {error.strerror or error}") from error
 
 
+def canonical_graphs(preset: str) -> dict[str, Graph]:
+    """The graphs of a preset: text_encoder, unet, vae_encoder, vae_decoder."""
+    components = _graphs(_configs(preset, {}, None))
+    names = ("text_encoder", "unet", "vae_encoder", "vae_decoder")
+    return dict(zip(names, (graph for graphs in components.values() for graph in graphs), strict=True))
+
+
 def _configs(preset: str, settings: Mapping[str, Any], tokenizer: Path | None) -> dict[str, dict[str, Any]]:
     """The configuration files, by component."""
     unet = dataclasses.asdict(UNetConfig()) | _PRESETS[preset]

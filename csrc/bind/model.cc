@@ -287,6 +287,38 @@ std::string Model::describe_plan(const std::string& component, const py::dict& f
   return result;
 }
 
+py::list Model::profile(const std::string& component, const py::dict& feeds, int rounds) const {
+  struct Seen {
+    std::string name;
+    int32_t node;
+    int64_t tasks, macs;
+    std::vector<double> seconds;
+  };
+  struct Visit {
+    std::vector<Seen> steps;
+    size_t rounds;
+  };
+  const HandlePointer held = handle();
+  const Feeds inputs = make_feeds(feeds);
+  Visit visit = {{}, static_cast<size_t>(rounds)};
+  run_unlocked(held, [&] {
+    return mdrt_internal()->profile(
+        held->model, component.c_str(), inputs.tensors.data(), static_cast<int32_t>(inputs.tensors.size()), rounds,
+        [](const mdrt_profiled_step* step, void* user) {
+          Visit& into = *static_cast<Visit*>(user);
+          into.steps.push_back({step->name, step->node, step->tasks, step->macs, {step->seconds, step->seconds + into.rounds}});
+        },
+        &visit);
+  });
+  py::list result;
+  for (const Seen& step : visit.steps) {
+    py::list seconds;
+    for (double value : step.seconds) seconds.append(value);
+    result.append(py::make_tuple(step.name, step.node, step.tasks, step.macs, seconds));
+  }
+  return result;
+}
+
 void Model::set_plan_options(const std::string& isa, bool fuse) const {
   const HandlePointer held = handle();
   run_unlocked(held, [&] { return mdrt_internal()->set_plan_options(held->model, isa.c_str(), fuse); });

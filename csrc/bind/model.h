@@ -51,6 +51,7 @@ class Model {
   py::dict run(const std::string& component, const py::dict& feeds, const std::vector<std::string>& outputs) const;
   py::list tokenize(const std::string& text, bool padded) const;
   std::string describe_plan(const std::string& component, const py::dict& feeds) const;
+  py::list profile(const std::string& component, const py::dict& feeds, int rounds) const;
   void set_plan_options(const std::string& isa, bool fuse) const;
   void verify() const;
   void cancel() const;

@@ -93,6 +93,18 @@ void validate_graph(const py::object& document) {
   check(mdrt_internal()->validate_graph(json.data(), json.size(), errbuf, sizeof errbuf), errbuf);
 }
 
+double measure_peak(const std::string& what, const std::string& isa, int threads) {
+  double per_second = 0;
+  char errbuf[512] = "";
+  mdrt_status status;
+  {
+    py::gil_scoped_release release;
+    status = mdrt_internal()->measure_peak(what.c_str(), isa.c_str(), threads, &per_second, errbuf, sizeof errbuf);
+  }
+  check(status, errbuf);
+  return per_second;
+}
+
 void define_model(py::module_& m) {
   py::class_<Model>(m, "Model")
       .def(py::init<const py::object&, int, int64_t>(), py::arg("path"), py::kw_only(), py::arg("threads") = 0,
@@ -109,6 +121,7 @@ void define_model(py::module_& m) {
       .def("run", &Model::run, py::arg("component"), py::arg("feeds"), py::arg("outputs"))
       .def("tokenize", &Model::tokenize, py::arg("text"), py::arg("padded") = true)
       .def("describe_plan", &Model::describe_plan, py::arg("component"), py::arg("feeds"))
+      .def("profile", &Model::profile, py::arg("component"), py::arg("feeds"), py::arg("rounds"))
       .def("set_plan_options", &Model::set_plan_options, py::arg("isa") = "", py::arg("fuse") = true)
       .def("verify", &Model::verify)
       .def("cancel", &Model::cancel)
@@ -153,6 +166,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("unpack", &unpack, py::arg("kind"), py::arg("format"), py::arg("stored"), py::arg("shape"));
   m.def("crc32c", &crc32c, py::arg("data"), py::arg("crc") = 0);
   m.def("philox_normal", &philox_normal, py::arg("seed"), py::arg("offset"), py::arg("count"));
+  m.def("measure_peak", &measure_peak, py::arg("what"), py::arg("isa") = "", py::arg("threads") = 0);
   define_model(m);
   define_job(m);
 }

@@ -156,6 +156,15 @@ struct ConvertArgs {
   int64_t pixels, channels;
 };
 
+// The most that an instruction set can do (micro/peak.h): multiply-adds, or reading of memory.
+struct PeakArgs {
+  int64_t rounds;               // of multiply-adds
+  int64_t* macs;                // (tasks): how many multiply-adds these were
+  const float* memory;          // (tasks, floats)
+  int64_t floats;               // a multiple of 128
+  double* results;              // (tasks): so that no compiler leaves the work out
+};
+
 struct TileInfo {
   int rows, columns;            // MR, NR of the GEMM tile
   int64_t block_pixels;         // output pixels of a task
