@@ -7,8 +7,6 @@
 namespace mdrt {
 namespace {
 
-// Where the tensors of an int8 layer stand among its inputs (ops.def).
-constexpr size_t kWeightScale = 3, kWeightSum = 4, kInputScale = 5, kInputZeroPoint = 6;
 constexpr int64_t kTaskElements = 32768;    // of a task that quantises
 
 // Bytes between pixels: whole cache lines, an odd number of them where pixels would otherwise share sets of the first-level cache.
@@ -32,7 +30,7 @@ void drop_depthwise(GemmArgs* g) {
 
 bool Lowering::is_int8(const FusedNode& node) const {
   if (node.op != OpType::conv2d && node.op != OpType::linear) return false;
-  return find_weight(plain(node.node), 1)->dtype == DType::int8;
+  return find_weight(plain(node.node), kWeight)->dtype == DType::int8;
 }
 
 // Whether every reader of a value takes it as bytes with a scale per pixel, so that its producer may write just those.
@@ -84,8 +82,8 @@ Lowering::Quantized Lowering::quantize(const FusedNode& node) {
   set_input(node, &g);
   Quantized q;
   if (g.depthwise) {
+    g.panels = 1;       // one task makes all channels of its pixels
     choose_blocks(&g, kernels_.tile, true);
-    g.panel_blocks = 1;
     q = add_quantized(g.batch, g.out_h, g.out_w, g.k_channels, scale_per_pixel);
     step.macs = macs(node.depthwise);
     step.tasks = g.batch * g.blocks_y * g.blocks_x;

@@ -67,9 +67,6 @@ void Arena::release() { madvise(base_, size_bytes_, MADV_DONTNEED); }
 
 std::unique_ptr<Plan> make_plan(const PlanRequest& request) {
   auto plan = std::make_unique<Plan>();
-  for (const Weight& weight : request.graph.weights)
-    if (weight.dtype == DType::int8)
-      throw fail(MDRT_ERROR_VERSION, "weight '%.256s' is int8, which no kernel of this version takes", weight.name.c_str());
   plan->shapes = infer_shapes(request.graph, request.input_shapes);
   plan->places.resize(plan->shapes.size());
   Lowering lowering(request, *plan);
