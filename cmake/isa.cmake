@@ -28,7 +28,7 @@ endif()
 set(MDRT_KERNEL_FLAGS -O3 -fno-lto -ffp-contract=fast -fno-math-errno -fno-trapping-math)
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   # The intrinsics' headers of gcc 12 trip over their own undefined registers.
-  list(APPEND MDRT_KERNEL_FLAGS -Wno-maybe-uninitialized)
+  list(APPEND MDRT_KERNEL_FLAGS -Wno-uninitialized -Wno-maybe-uninitialized)
   if(MDRT_ARCHITECTURE STREQUAL "aarch64")
     list(APPEND MDRT_KERNEL_FLAGS -fno-schedule-insns)   # else gcc spills the register tile
   endif()

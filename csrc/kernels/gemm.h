@@ -16,7 +16,7 @@ struct GemmScratch {
   int64_t c_rows, c_stride;
 };
 
-inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
 
 inline GemmScratch gemm_scratch(const GemmArgs& g) {
   GemmScratch s;

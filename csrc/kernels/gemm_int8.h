@@ -52,51 +52,73 @@ struct Int8Block {
   const int8_t* a;              // the block's first pixel
   int64_t a_w, a_stride;        // pixels of a row of `a`, bytes of a pixel
   int64_t pixel0;               // output pixel (of all images) of the first row
-  float scale;                  // of the input, if it is the same for all pixels
+  float scale;                  // of the input, if it is the same for all pixels; else 1
   int32_t offset;               // what the stored bytes are above the values
-
-  int64_t output_pixel(int64_t i) const { return pixel0 + i / t.w * g.out_w + i % t.w; }
 };
 
-// Sums of `columns` columns from weight panel `panel` on become floats: (sum - offset * weight_sum) * (s * weight_scale) + bias.
-inline vf dequantize(const Int8Block& block, const int32_t* sums, int64_t column, float scale) {
+// What turns sums of some columns into floats: (sum - offset * weight_sum) * (s * weight_scale) + bias.
+struct Int8Columns {
+  int32_t correction[kInt8Columns];   // offset * weight_sum
+  float factor[kInt8Columns];         // s * weight_scale, without s where it differs from pixel to pixel
+  float bias[kInt8Columns];
+};
+
+inline void read_columns(const Int8Block& block, int64_t column, int64_t columns, Int8Columns* out) {
   const GemmArgs& g = block.g;
-  vi sum = load_int(sums);
-  if (block.offset) sum -= block.offset * load_int(g.weight_sum + column);
-  const vf factor = rounded(scale * load(g.weight_scale + column));
-  const vf product = rounded(__builtin_convertvector(sum, vf) * factor);
-  return g.bias ? product + load(g.bias + column) : product;
+  for (int64_t j = 0; j < columns; j += VL) {
+    store_int(out->correction + j, block.offset * load_int(g.weight_sum + column + j));
+    store(out->factor + j, block.scale * load(g.weight_scale + column + j));
+    store(out->bias + j, g.bias ? load(g.bias + column + j) : vf{});
+  }
 }
 
-// Rows [first, first + rows) of the block, columns of panels [panel, panel + panels) of the output.
-inline void store_int8_tile(const Int8Block& block, const int32_t* c, const int32_t* gate, int64_t first, int64_t rows,
-                            int64_t panel, int64_t panels) {
+inline vf dequantize(const Int8Columns& columns, const int32_t* sums, int64_t j, float scale) {
+  const vf sum = __builtin_convertvector(load_int(sums + j) - load_int(columns.correction + j), vf);
+  return rounded(sum * rounded(scale * load(columns.factor + j))) + load(columns.bias + j);
+}
+
+// A register tile on its way: sums of `rows` rows, and of the gate's columns if there is one.
+struct Int8Sums {
+  const int32_t *c, *gate;
+  const int64_t* pixels;        // of the output, one for each row
+  int64_t rows, column, columns;
+};
+
+template <bool kGated, bool kResidual>
+void store_sums(const Int8Block& block, const Int8Sums& sums, const Int8Columns& value, const Int8Columns& gate) {
   const GemmArgs& g = block.g;
-  const int64_t column0 = panel * kPanel, gate_column0 = column0 + g.panels / 2 * kPanel;
-  const float* image_bias = g.image_bias ? g.image_bias + block.t.image * g.image_bias_stride : nullptr;
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t pixel = block.output_pixel(first + r);
-    const float scale = g.pixel_scale ? g.pixel_scale[pixel] : block.scale;
-    for (int64_t j = 0; j < panels * kPanel; j += VL) {
-      vf x = dequantize(block, c + r * kInt8Columns + j, column0 + j, scale);
-      if (g.gated) {
-        x *= activate(dequantize(block, gate + r * kInt8Columns + j, gate_column0 + j, scale), g.activation);
+  const float* image_bias = g.image_bias ? g.image_bias + block.t.image * g.image_bias_stride + sums.column : nullptr;
+  for (int64_t r = 0; r < sums.rows; ++r) {
+    const int64_t pixel = sums.pixels[r];
+    const float scale = g.pixel_scale ? g.pixel_scale[pixel] : 1.0f;
+    const int64_t output = pixel * g.output.stride + sums.column, residual = pixel * g.residual.stride + sums.column;
+    for (int64_t j = 0; j < sums.columns; j += VL) {
+      vf x = dequantize(value, sums.c + r * kInt8Columns, j, scale);
+      if (kGated) {
+        x *= activate(dequantize(gate, sums.gate + r * kInt8Columns, j, scale), g.activation);
       } else {
-        if (image_bias) x += load(image_bias + column0 + j);
+        if (image_bias) x += load(image_bias + j);
         if (g.activation != Activation::none) x = activate(x, g.activation);
       }
-      if (g.residual.data) x += load_as(g.residual.data, pixel * g.residual.stride + column0 + j, g.residual.dtype);
-      store_as(g.output.data, pixel * g.output.stride + column0 + j, g.output.dtype, x);
+      if (kResidual) x += load_as(g.residual.data, residual + j, g.residual.dtype);
+      store_as(g.output.data, output + j, g.output.dtype, x);
     }
   }
 }
 
-// All rows of the block times one group of panels.
+typedef void (*StoreSums)(const Int8Block&, const Int8Sums&, const Int8Columns&, const Int8Columns&);
+
+inline StoreSums choose_store(const GemmArgs& g) {
+  if (g.gated) return g.residual.data ? store_sums<true, true> : store_sums<true, false>;
+  return g.residual.data ? store_sums<false, true> : store_sums<false, false>;
+}
+
+// All rows of the block times one group of panels; `next_panels` panels follow in the task.
 template <int kPanels>
-void int8_panels(const Int8Block& block, int64_t panel, int32_t* c) {
+void int8_panels(const Int8Block& block, int64_t panel, int64_t next_panels, int32_t* c) {
   const GemmArgs& g = block.g;
   const GemmTask& t = block.t;
-  int64_t tap_offsets[kMaxTaps];
+  int64_t tap_offsets[kMaxTaps], pixels_of[kInt8Rows];
   Int8TileArgs tile;
   tile.taps = g.kernel_h * g.kernel_w;
   for (int64_t i = 0; i < tile.taps; ++i) tap_offsets[i] = (i / g.kernel_w * block.a_w + i % g.kernel_w) * block.a_stride;
@@ -104,24 +126,37 @@ void int8_panels(const Int8Block& block, int64_t panel, int32_t* c) {
   tile.depth = g.k_channels;
   tile.b_panel = tile.taps * g.k_channels * kPanel;
   const int8_t* b = static_cast<const int8_t*>(g.weight) + panel * tile.b_panel;
-  int32_t* gate = c + kInt8Rows * kInt8Columns;
+  Int8Sums sums = {c, c + kInt8Rows * kInt8Columns, pixels_of, 0, panel * kPanel, kPanels * kPanel};
+  Int8Columns value, gate;
+  read_columns(block, sums.column, sums.columns, &value);
+  if (g.gated) read_columns(block, sums.column + g.panels / 2 * kPanel, sums.columns, &gate);
+  const StoreSums store_tile = choose_store(g);
   const int64_t pixels = t.h * t.w;
-  int64_t y = 0, x = 0;
-  for (int64_t m = 0; m < pixels; m += kInt8Rows) {
-    tile.num_rows = static_cast<int>(pixels - m < kInt8Rows ? pixels - m : kInt8Rows);
+  const int64_t next_bytes = next_panels * tile.b_panel, share = round_up(next_bytes / ((pixels + kInt8Rows - 1) / kInt8Rows) + 1, 64);
+  int64_t y = 0, x = 0, fetched = 0;
+  const auto fetch_ahead = [&](const int8_t* weights) {
+    tile.next = weights + kPanels * tile.b_panel + fetched;
+    tile.next_bytes = next_bytes - fetched < share ? next_bytes - fetched : share;
+  };
+  for (int64_t m = 0; m < pixels; m += kInt8Rows, fetched += share) {
     for (int r = 0; r < kInt8Rows; ++r) {
       tile.rows[r] = block.a + (y * g.stride_h * block.a_w + x * g.stride_w) * block.a_stride;
+      pixels_of[r] = block.pixel0 + y * g.out_w + x;
       if (m + r + 1 < pixels && ++x == t.w) x = 0, ++y;
     }
+    sums.rows = pixels - m < kInt8Rows ? pixels - m : kInt8Rows;
+    tile.num_rows = static_cast<int>(sums.rows);
     tile.b = b;
     tile.c = c;
+    fetch_ahead(tile.b);
     int8_tile<kPanels>(tile);
     if (g.gated) {
       tile.b = b + g.panels / 2 * tile.b_panel;
-      tile.c = gate;
+      tile.c = c + kInt8Rows * kInt8Columns;
+      fetch_ahead(tile.b);
       int8_tile<kPanels>(tile);
     }
-    store_int8_tile(block, c, gate, m, tile.num_rows, panel, kPanels);
+    store_tile(block, sums, value, gate);
   }
 }
 
@@ -155,7 +190,10 @@ static void gemm_int8(const GemmArgs* args, int64_t task, void* scratch) {
   }
   int8_tile_begin();
   int64_t p = 0;
-  for (; p + kInt8Panels <= t.panels; p += kInt8Panels) int8_panels<kInt8Panels>(block, t.panel0 + p, c);
-  for (; p < t.panels; ++p) int8_panels<1>(block, t.panel0 + p, c);
+  for (; p + kInt8Panels <= t.panels; p += kInt8Panels) {
+    const int64_t rest = t.panels - p - kInt8Panels;
+    int8_panels<kInt8Panels>(block, t.panel0 + p, rest < kInt8Panels ? rest : kInt8Panels, c);
+  }
+  for (; p < t.panels; ++p) int8_panels<1>(block, t.panel0 + p, 0, c);
   int8_tile_end();
 }

@@ -21,6 +21,8 @@ typedef uint16_t vh_unaligned __attribute__((vector_size(VL * 2), aligned(2), ma
 
 namespace {
 
+inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+
 inline vf splat(float x) { return x - vf{}; }
 inline vi splat_int(int32_t x) { return x - vi{}; }
 inline vf load(const float* p) { return *reinterpret_cast<const vf_unaligned*>(p); }
@@ -39,17 +41,38 @@ inline vi lane_below(int64_t count) {
   return lane < static_cast<int32_t>(count < VL ? count : VL);
 }
 
+// Reductions and 1 / x (within 1 ulp for normal x) in the instructions that each ISA has for them.
+#if defined(__AVX512F__)
+inline float sum(vf x) { return _mm512_reduce_add_ps(reinterpret_cast<__m512>(x)); }
+inline float max_lane(vf x) { return _mm512_reduce_max_ps(reinterpret_cast<__m512>(x)); }
+inline vf reciprocal(vf x) {
+  const vf r = reinterpret_cast<vf>(_mm512_rcp14_ps(reinterpret_cast<__m512>(x)));
+  return r + r * (1.0f - x * r);
+}
+#elif defined(__aarch64__)
+inline float sum(vf x) { return vaddvq_f32(reinterpret_cast<float32x4_t>(x)); }
+inline float max_lane(vf x) { return vmaxvq_f32(reinterpret_cast<float32x4_t>(x)); }
+inline vf reciprocal(vf x) { return 1.0f / x; }
+#else
+typedef float vf4 __attribute__((vector_size(16)));
+inline vf4 quarter(vf x, int i) {
+  vf4 out;
+  memcpy(&out, reinterpret_cast<const char*>(&x) + 16 * i, 16);
+  return out;
+}
 inline float sum(vf x) {
-  float total = 0;
-  for (int i = 0; i < VL; ++i) total += x[i];
-  return total;
+  vf4 total = quarter(x, 0);
+  for (int i = 1; i < VL / 4; ++i) total += quarter(x, i);
+  return (total[0] + total[2]) + (total[1] + total[3]);
 }
-
 inline float max_lane(vf x) {
-  float top = x[0];
-  for (int i = 1; i < VL; ++i) top = x[i] > top ? x[i] : top;
-  return top;
+  vf4 top = quarter(x, 0);
+  for (int i = 1; i < VL / 4; ++i) top = top > quarter(x, i) ? top : quarter(x, i);
+  const float a = top[0] > top[2] ? top[0] : top[2], b = top[1] > top[3] ? top[1] : top[3];
+  return a > b ? a : b;
 }
+inline vf reciprocal(vf x) { return 1.0f / x; }
+#endif
 
 // The value, hidden from the compiler so that it cannot contract the operation that made it with the one that uses it.
 inline vf rounded(vf x) {
@@ -127,14 +150,14 @@ inline vf exp(vf x) {
   return p * bits_to_float(power);
 }
 
-inline vf silu(vf x) { return x / (1.0f + exp(-x)); }
-inline vf quick_gelu(vf x) { return x / (1.0f + exp(-1.702f * x)); }
+inline vf silu(vf x) { return x * reciprocal(1.0f + exp(-x)); }
+inline vf quick_gelu(vf x) { return x * reciprocal(1.0f + exp(-1.702f * x)); }
 
 // x * Phi(x) with erf by Abramowitz and Stegun 7.1.26 (absolute error 1.5e-7).
 inline vf gelu(vf x) {
   vf z = x * 0.70710678118654752f;
   vf magnitude = z < 0.0f ? -z : z;
-  vf t = 1.0f / (1.0f + 0.3275911f * magnitude);
+  vf t = reciprocal(1.0f + 0.3275911f * magnitude);
   vf p = splat(1.061405429f);
   p = p * t - 1.453152027f;
   p = p * t + 1.421413741f;
