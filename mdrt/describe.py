@@ -124,7 +124,7 @@ def file_text(found: dict[str, Any]) -> str:
 
 def _layers_text(formats: dict[str, list[str]]) -> list[str]:
     """How many layers each format has, the most frequent one first; the layers of the others by name."""
-    order = sorted(formats, key=lambda format: -len(formats[format]))
+    order = sorted(formats, key=lambda word: -len(formats[word]))
     if not order:
         return []
     counts = [f"{format} {len(formats[format])}" for format in order]
