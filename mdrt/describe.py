@@ -99,9 +99,7 @@ def file_text(found: dict[str, Any]) -> str:
     for name, component in found["components"].items():
         sizes = " + ".join(f"{dtype} {_megabytes(size)}" for dtype, size in component["bytes_by_dtype"].items())
         inputs = ", ".join(f"{key} [{', '.join(map(str, shape))}]" for key, shape in component["inputs"].items())
-        lines.append(
-            f"  {name}: {component['parameters'] / 1e6:.1f} M parameters, {sizes}, {component['nodes']} nodes"
-        )
+        lines.append(f"  {name}: {component['parameters'] / 1e6:.1f} M parameters, {sizes}, {component['nodes']} nodes")
         lines += [f"    {line}" for line in _layers_text(component["layers_by_format"])]
         lines.append(f"    {inputs} -> {', '.join(component['outputs'])}")
     pipeline = found["pipeline"]
