@@ -186,9 +186,14 @@ def test_too_many_products():
         graph.output(graph.add("linear", inputs, name="y", in_features=size, out_features=1))
         if fits:
             graph.validate()
-        else:
-            with pytest.raises(mdrt.InvalidArgumentError, match="65552 products"):
-                graph.validate()
+            continue
+        with pytest.raises(mdrt.InvalidArgumentError, match="65552 products"):
+            graph.validate()
+        plain = Graph()
+        plain.input("x", ["batch", size])
+        plain.output(plain.add("linear", ["x", "w"], name="y", in_features=size, out_features=1))
+        with pytest.raises(mdrt.InvalidArgumentError, match=r"component unet: .*65552 products"):
+            write_bundle(None, {"unet": plain}, {"unet": {"w": np.zeros((1, size), np.float32)}}, formats="int8")
 
 
 def test_stored_graph_computes_the_same():
