@@ -66,7 +66,7 @@ def write_bundle(
         The bytes, 64-byte aligned, when `destination` is None.
 
     Raises:
-        InvalidArgumentError: an invalid graph, a weight that does not fit its graph or its format, or an impossible format.
+        InvalidArgumentError: an invalid graph, a weight that does not fit its graph or format, or an impossible format.
         WriteError: the file cannot be written; nothing half-written stays.
     """
     components = {name: _stored(name, graph, weights.get(name, {}), formats) for name, graph in graphs.items()}

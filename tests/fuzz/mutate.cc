@@ -231,7 +231,7 @@ void change_graph(Tokens& tokens, Random& random) {
     case 10: change_value(tokens, "shape", {"1", "2", "3", "5", "16", "100", "65536", "\"batch\"", "\"height\"", "\"x\""}, random); break;
     case 11: change_value(tokens, "value", {"3", "20", "25", "30", "35", "40"}, random); break;
     case 12: change_value(tokens, "kernel_size", {"1", "2", "3", "7", "8"}, random); break;
-    case 13: change_node_input_count(tokens, random); break;
+    case 13: random.one_in(3) ? change_node_input_count(tokens, random) : change_node_input(tokens, random); break;
     default: random.one_in(2) ? change_number(tokens, random) : change_token(tokens, random);
   }
 }
