@@ -158,6 +158,8 @@ void check_node(const Graph& graph, int32_t index, std::vector<bool>& used) {
   if (node.inputs.size() < required || (!many && node.inputs.size() > row.inputs.size()))
     refuse(graph, where(node) + std::to_string(node.inputs.size()) + " inputs is the wrong number");
   check_attributes(graph, node);
+  const std::string misfit = quantisation_misfit(node);
+  if (!misfit.empty()) refuse(graph, where(node) + misfit);
   const int32_t own = graph.node_base() + index;
   for (size_t slot = 0; slot < node.inputs.size(); ++slot) {
     const int32_t value = node.inputs[slot];
@@ -177,8 +179,6 @@ void check_node(const Graph& graph, int32_t index, std::vector<bool>& used) {
     const bool wants_ids = node.op == OpType::embedding;
     if (is_ids != wants_ids) refuse(graph, at + (wants_ids ? "must be an int32 input of the graph" : "must be fp32"));
   }
-  const std::string misfit = quantisation_misfit(node);
-  if (!misfit.empty()) refuse(graph, where(node) + misfit);
 }
 
 void check_outputs(const Graph& graph) {

@@ -13,8 +13,8 @@ bool is_quantised(const Node& node);
 // What is wrong with a weight of this dtype in this slot, or "".
 std::string dtype_misfit(const Node& node, size_t slot, DType dtype);
 
-// What is wrong with the inputs of a valid node, or "": which of them belong together, where a static input range is needed,
-// and how many products a sum may have to be exact in int32.
+// What is wrong with a node whose attributes are in range, or "": which inputs belong together, where a static
+// input range is needed, and how many products a sum may have to be exact in int32.
 std::string quantisation_misfit(const Node& node);
 
 // Scales, zero points and the size of sums, of a valid graph whose weights are mapped. Reads no int8 weight.

@@ -66,7 +66,7 @@ def write_bundle(
         The bytes, 64-byte aligned, when `destination` is None.
 
     Raises:
-        InvalidArgumentError: a weight does not fit its graph or its format, or a format is not possible.
+        InvalidArgumentError: an invalid graph, a weight that does not fit its graph or format, or an impossible format.
         WriteError: the file cannot be written; nothing half-written stays.
     """
     components = {name: _stored(name, graph, weights.get(name, {}), formats) for name, graph in graphs.items()}
@@ -109,7 +109,9 @@ def _stored(
             raise InvalidArgumentError(f"formats name no format of the component {name}")
         formats = formats[name]
     try:
-        return store_component(graph, weights, formats)
+        stored = store_component(graph, weights, formats)
+        stored.graph.validate()
+        return stored
     except InvalidArgumentError as error:
         raise InvalidArgumentError(f"component {name}: {error}") from error
 

@@ -6,9 +6,12 @@ import json
 import math
 import os
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mdrt.errors import Error, FileError
+
+if TYPE_CHECKING:
+    from mdrt.graph import Graph
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
@@ -45,18 +48,8 @@ def _bundle(path: str, verify: bool) -> dict[str, Any]:
     tensors = {name: (dtype, array.nbytes) for name, dtype, _, array in model.tensors()}
     components = {}
     for name, graph in document["components"].items():
-        stored = [tensors[f"{name}/{weight}"] for weight in graph["weights"]]
-        formats: dict[str, int] = {}
-        for dtype, size in stored:
-            formats[dtype] = formats.get(dtype, 0) + size
-        components[name] = {
-            "parameters": sum(math.prod(weight.shape) for weight in Graph.from_dict(graph).weights.values()),
-            "bytes": sum(size for _, size in stored),
-            "bytes_by_dtype": formats,
-            "nodes": len(graph["nodes"]),
-            "inputs": {entry["name"]: entry["shape"] for entry in graph["inputs"]},
-            "outputs": [entry["name"] for entry in graph["outputs"]],
-        }
+        stored = {weight: tensors[f"{name}/{weight}"] for weight in graph["weights"]}
+        components[name] = _component(Graph.from_dict(graph), stored)
     return {
         "kind": "bundle",
         "file": path,
@@ -67,6 +60,29 @@ def _bundle(path: str, verify: bool) -> dict[str, Any]:
         "tokenizer": document.get("tokenizer"),
         "provenance": document.get("provenance"),
         "verified": verify,
+    }
+
+
+def _component(graph: Graph, stored: dict[str, tuple[str, int]]) -> dict[str, Any]:
+    """`stored`: dtype and bytes of each weight."""
+    from mdrt.quantise import layers
+
+    sizes: dict[str, int] = {}
+    for dtype, size in stored.values():
+        sizes[dtype] = sizes.get(dtype, 0) + size
+    formats: dict[str, list[str]] = {}
+    added: set[str] = set()  # what int8 adds to a model is no parameter of it
+    for layer in layers(graph).values():
+        formats.setdefault(stored[layer.weight][0], []).append(layer.name)
+        added.update(name for node in layer.nodes for name in node.inputs[3:])
+    return {
+        "parameters": sum(math.prod(weight.shape) for name, weight in graph.weights.items() if name not in added),
+        "bytes": sum(sizes.values()),
+        "bytes_by_dtype": sizes,
+        "layers_by_format": formats,
+        "nodes": len(graph.nodes),
+        "inputs": {entry.name: list(entry.shape) for entry in graph.inputs},
+        "outputs": list(graph.outputs),
     }
 
 
@@ -81,11 +97,10 @@ def file_text(found: dict[str, Any]) -> str:
         f"{found['file']}: bundle, format {'.'.join(map(str, found['format']))}, {_megabytes(found['file_bytes'])}"
     ]
     for name, component in found["components"].items():
-        formats = " + ".join(f"{dtype} {_megabytes(size)}" for dtype, size in component["bytes_by_dtype"].items())
+        sizes = " + ".join(f"{dtype} {_megabytes(size)}" for dtype, size in component["bytes_by_dtype"].items())
         inputs = ", ".join(f"{key} [{', '.join(map(str, shape))}]" for key, shape in component["inputs"].items())
-        lines.append(
-            f"  {name}: {component['parameters'] / 1e6:.1f} M parameters, {formats}, {component['nodes']} nodes"
-        )
+        lines.append(f"  {name}: {component['parameters'] / 1e6:.1f} M parameters, {sizes}, {component['nodes']} nodes")
+        lines += [f"    {line}" for line in _layers_text(component["layers_by_format"])]
         lines.append(f"    {inputs} -> {', '.join(component['outputs'])}")
     pipeline = found["pipeline"]
     if pipeline:
@@ -103,6 +118,15 @@ def file_text(found: dict[str, Any]) -> str:
     if found["verified"]:
         lines.append("  checksums: all match")
     return "\n".join(lines)
+
+
+def _layers_text(formats: dict[str, list[str]]) -> list[str]:
+    """How many layers each format has, the most frequent one first; the layers of the others by name."""
+    order = sorted(formats, key=lambda word: -len(formats[word]))
+    if not order:
+        return []
+    counts = [f"{format} {len(formats[format])}" for format in order]
+    return [f"layers: {', '.join(counts)}", *(f"{format}: {', '.join(formats[format])}" for format in order[1:])]
 
 
 def _megabytes(size: int) -> str:

@@ -59,8 +59,10 @@ def input_parameters(input_range: tuple[float, float]) -> tuple[np.float32, int]
     Raises:
         InvalidArgumentError: the range is not finite, or min is greater than max.
     """
-    low, high = (np.float32(value) for value in input_range)
-    if not (np.isfinite(high - low) and low <= high):
+    with np.errstate(over="ignore", invalid="ignore"):
+        low, high = (np.float32(value) for value in input_range)
+        span = high - low
+    if not (np.isfinite(span) and low <= high):
         raise InvalidArgumentError(f"the input range {tuple(input_range)} is not min <= max, both finite")
     low, high = min(low, np.float32(0)), max(high, np.float32(0))
     scale = (high - low) / np.float32(255)

@@ -10,12 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdrt import _core
+from mdrt.formats import ComponentFormat
 from mdrt.graph import Graph, op_table
 from mdrt.interpreter import Interpreter
 from mdrt.ops import REFERENCES, Case
+from mdrt.quantise import layers
 
 # Two pictures that PyTorch made in float32 from the checkpoint of the built-in model: one step, and eight guided ones.
 GOLDEN = Path(__file__).parent / "models" / "golden.npz"
+_INT8_OPS = ("conv2d", "linear", "embedding")
 MIN_PSNR = 60.0  # dB; the stored weights are halves, the arithmetic float32, so only rounding differs
 
 
@@ -27,29 +30,69 @@ def run(*, threads: int | None = None) -> dict[str, Any]:
     """
     isas = [isa["name"] for isa in _core.build_info()["isas"] if isa["usable"]]
     kernels = [check_kernel(op, isa, threads) for isa in isas for op in REFERENCES]
+    kernels += [check_kernel(op, isa, threads, "int8") for isa in isas for op in _INT8_OPS]
     pictures = _pictures(threads)
     passed = not any(kernel["failed"] for kernel in kernels) and all(p["passed"] for p in pictures)
     return {"passed": passed, "kernels": kernels, "pictures": pictures}
 
 
-def check_kernel(op: str, isa: str, threads: int | None = None) -> dict[str, Any]:
-    """Runs all cases of one op: how many `failed`, and the `worst` error as a share of its reference's bound."""
+def check_kernel(op: str, isa: str, threads: int | None = None, format: str = "fp32") -> dict[str, Any]:
+    """Runs all cases of one op in "fp32" or "int8".
+
+    Returns:
+        isa, op, format, the number of `cases`, how many `failed`, and the `worst` error as a share of its reference's
+        bound; the bound of int8 is no difference at all.
+    """
+    check = _share_of_bound if format == "fp32" else _int8_share
     worst, failed = 0.0, 0
     for number, case in enumerate(REFERENCES[op].cases):
-        share = _share_of_bound(op, case, number, isa, threads)
+        share = check(op, case, number, isa, threads)
         worst = max(worst, share)
         failed += not share <= 1
-    return {"isa": isa, "op": op, "cases": len(REFERENCES[op].cases), "failed": failed, "worst": worst}
+    return {
+        "isa": isa,
+        "op": op,
+        "format": format,
+        "cases": len(REFERENCES[op].cases),
+        "failed": failed,
+        "worst": worst,
+    }
 
 
 def _share_of_bound(op: str, case: Case, number: int, isa: str, threads: int | None) -> float:
     """The largest error of the native kernel, 1 being the bound of the op's reference."""
+    graph, feeds, weights, arrays = _one_node(op, case, number)
+    result = Interpreter(graph, weights, threads=threads, isa=isa).run(feeds)["y"]
+    error = np.abs(result - REFERENCES[op](arrays, case.attributes))
+    bound = REFERENCES[op].bound(arrays, case.attributes)
+    if not np.isfinite(result).all():
+        return math.inf
+    return float(np.max(error / np.maximum(bound, np.finfo(np.float32).tiny)))
+
+
+def _int8_share(op: str, case: Case, number: int, isa: str, threads: int | None) -> float:
+    """0 when the native kernel gives the bytes of the reference, else infinite; every other case has an input range."""
+    graph, feeds, weights, _ = _one_node(op, case, number)
+    layer, *_ = layers(graph).values()
+    has_range = op != "embedding" and (layer.needs_input_range or number % 2 == 1)
+    format = ComponentFormat("int8", input_ranges={layer.name: (-2.5, 3.0)} if has_range else {})
+    result = Interpreter(graph, weights, threads=threads, isa=isa, format=format).run(feeds)["y"]
+    expected = Interpreter(graph, weights, "reference", format=format).run(feeds)["y"]
+    return 0.0 if np.array_equal(result, expected) else math.inf
+
+
+def _one_node(
+    op: str, case: Case, number: int
+) -> tuple[Graph, dict[str, NDArray[Any]], dict[str, NDArray[Any]], list[NDArray[Any]]]:
+    """A graph of one node with feeds and weights, and both in the order of the node's inputs."""
     generator = np.random.default_rng(number)
     attributes = dict(case.attributes)
     arrays = [
         _array(slot, shape, attributes, generator) for slot, shape in zip(_slots(op, case), case.shapes, strict=True)
     ]
-    graph, feeds, weights, names = Graph(), {}, {}, []
+    graph, names = Graph(), []
+    feeds: dict[str, NDArray[Any]] = {}
+    weights: dict[str, NDArray[Any]] = {}
     for index, (slot, array) in enumerate(zip(_slots(op, case), arrays, strict=True)):
         name = f"{slot['name']}{index}"
         names.append(name)
@@ -59,12 +102,7 @@ def _share_of_bound(op: str, case: Case, number: int, isa: str, threads: int | N
             feeds[name] = array
             graph.input(name, array.shape, "int32" if array.dtype == np.int32 else "fp32")
     graph.output(graph.add(op, names, name="node", **attributes), "y")
-    result = Interpreter(graph, weights, threads=threads, isa=isa).run(feeds)["y"]
-    error = np.abs(result - REFERENCES[op](arrays, attributes))
-    bound = REFERENCES[op].bound(arrays, attributes)
-    if not np.isfinite(result).all():
-        return math.inf
-    return float(np.max(error / np.maximum(bound, np.finfo(np.float32).tiny)))
+    return graph, feeds, weights, arrays
 
 
 def _slots(op: str, case: Case) -> list[dict[str, Any]]:
@@ -111,7 +149,7 @@ def text(results: dict[str, Any]) -> str:
     for kernel in results["kernels"]:
         state = "FAILED" if kernel["failed"] else "ok"
         lines.append(
-            f"{kernel['isa']:<8} {kernel['op']:<20} {kernel['cases']:>3} cases  "
+            f"{kernel['isa']:<10} {kernel['op']:<20} {kernel['format']}  {kernel['cases']:>3} cases  "
             f"{kernel['worst']:6.3f} of bound  {state}"
         )
     for picture in results["pictures"]:

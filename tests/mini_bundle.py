@@ -99,6 +99,10 @@ def weight(kind, logical, dtype="F32", seed=1):
                 for c in range(r16(channels)):
                     for j in range(16):
                         values.append(number() if c < channels and panel * 16 + j < out else 0.0)
+    elif kind == "table" and dtype == "I8":
+        rows, n = logical
+        shape = [rows, -(-n // 64) * 64]
+        values = [round(number() * 500) if i < n else 0 for _ in range(rows) for i in range(shape[1])]
     elif kind == "vector":
         shape = [r16(logical[0])]
         values = [number() if i < logical[0] else 0.0 for i in range(shape[0])]
@@ -111,6 +115,26 @@ def weight(kind, logical, dtype="F32", seed=1):
         shape = [kh * kw, r16(channels)]
         values = [number() if c < channels else 0.0 for _ in range(kh * kw) for c in range(shape[1])]
     return Tensor.of(dtype, shape, values)
+
+
+def int8_panel(logical, seed=1):
+    """Deterministic integers in [N/16][K/4][16][4], and the vector of the sums of columns."""
+    out, channels = logical[:2]
+    taps = _count(logical[2:])
+    depth = taps * r16(channels)
+    panels, sums, state = [0] * (r16(out) * depth), [0] * r16(out), seed
+    for n in range(out):
+        for tap in range(taps):
+            for c in range(channels):
+                state = (state * 1664525 + 1013904223) % 2**32
+                q, k = state // 2**16 % 255 - 127, tap * r16(channels) + c
+                panels[n // 16 * 16 * depth + ((k // 4) * 16 + n % 16) * 4 + k % 4] = q
+                sums[n] += q
+    return Tensor.of("I8", [r16(out) // 16, depth // 4, 64], panels), Tensor.of("I32", [r16(out)], sums)
+
+
+def vector(values, dtype="F32"):
+    return Tensor.of(dtype, [r16(len(values))], [*values, *[0] * (-len(values) % 16)])
 
 
 class GraphMaker:
@@ -129,6 +153,22 @@ class GraphMaker:
         self.tensors[f"{self.component}/{name}"] = weight(kind, logical, dtype, len(self.weights))
         return name
 
+    def tensor(self, name, tensor):
+        self.weights.append(name)
+        self.tensors[f"{self.component}/{name}"] = tensor
+        return name
+
+    def int8_product(self, name, x, logical, static):
+        """The inputs of an int8 conv2d or linear; `static`: with the range of x."""
+        panels, sums = int8_panel(logical, len(self.weights) + 1)
+        inputs = [x, self.tensor(f"{name}.weight", panels), self.weight(f"{name}.bias", "vector", logical[:1])]
+        inputs.append(self.tensor(f"{name}.weight_scale", vector([0.001] * logical[0])))
+        inputs.append(self.tensor(f"{name}.weight_sum", sums))
+        if static:
+            inputs.append(self.tensor(f"{name}.input_scale", vector([0.05])))
+            inputs.append(self.tensor(f"{name}.input_zero_point", vector([-100], "I32")))
+        return inputs
+
     def node(self, op, name, inputs, **attributes):
         self.nodes.append((op, name, inputs, attributes))
         return name
@@ -137,18 +177,21 @@ class GraphMaker:
         self.outputs.append((name, value))
 
     def conv(self, name, x, cin, cout, kernel=1, stride=1, pads=(0, 0, 0, 0), bias=True, dtype="F32"):
-        inputs = [x, self.weight(f"{name}.weight", "panel", (cout, cin, kernel, kernel), dtype)]
-        if bias:
-            inputs.append(self.weight(f"{name}.bias", "vector", (cout,)))
+        if dtype == "I8":
+            inputs = self.int8_product(name, x, (cout, cin, kernel, kernel), kernel > 1)
+        else:
+            inputs = [x, self.weight(f"{name}.weight", "panel", (cout, cin, kernel, kernel), dtype)]
+            if bias:
+                inputs.append(self.weight(f"{name}.bias", "vector", (cout,)))
         return self.node("conv2d", name, inputs, in_channels=cin, out_channels=cout, kernel_size=[kernel, kernel],
                          stride=[stride, stride], pads=list(pads))  # fmt: skip
 
-    def linear(self, name, x, cin, cout):
-        inputs = [
-            x,
-            self.weight(f"{name}.weight", "panel", (cout, cin)),
-            self.weight(f"{name}.bias", "vector", (cout,)),
-        ]
+    def linear(self, name, x, cin, cout, int8=False, static=False):
+        if int8:
+            inputs = self.int8_product(name, x, (cout, cin), static)
+        else:
+            inputs = [x, self.weight(f"{name}.weight", "panel", (cout, cin))]
+            inputs.append(self.weight(f"{name}.bias", "vector", (cout,)))
         return self.node("linear", name, inputs, in_features=cin, out_features=cout)
 
     def norm(self, op, name, x, channels, **attributes):
@@ -173,13 +216,18 @@ class GraphMaker:
         }
 
 
-def _text_encoder():
+def _text_encoder(int8):
     g = GraphMaker("text_encoder")
     g.input("input_ids", ["batch", "length"], "int32")
-    inputs = ["input_ids", g.weight("token", "table", (8, 16)), g.weight("position", "table", (6, 16), "F16")]
+    dtypes = ("I8", "I8") if int8 else ("F32", "F16")
+    inputs = ["input_ids", g.weight("token", "table", (8, 16), dtypes[0])]
+    inputs.append(g.weight("position", "table", (6, 16), dtypes[1]))
+    if int8:
+        inputs.append(g.tensor("token_scale", vector([0.01] * 8)))
+        inputs.append(g.tensor("position_scale", vector([0.001] * 6)))
     g.node("embedding", "embeddings", inputs, num_embeddings=8, embedding_dim=16, max_position_embeddings=6)
     g.norm("layer_norm", "norm", "embeddings", 16, normalized_shape=16)
-    g.linear("fc1", "norm", 16, 16)
+    g.linear("fc1", "norm", 16, 16, int8)
     g.node("quick_gelu", "act", ["fc1"])
     g.node("attention", "self", ["act", "act", "act"], num_heads=2, attention_fn="softmax", is_causal="true")
     g.node("add", "out", ["self", "embeddings"])
@@ -187,15 +235,15 @@ def _text_encoder():
     return g
 
 
-def _unet():
+def _unet(int8):
     g = GraphMaker("unet")
     g.input("sample", ["batch", "height", "width", 4])
     g.input("timestep", ["batch"])
     g.input("encoder_hidden_states", ["batch", "length", 16])
     g.node("timestep_embedding", "time", ["timestep"], embedding_dim=16)
-    g.linear("time.proj", "time", 16, 16)
+    g.linear("time.proj", "time", 16, 16, int8, static=True)
     g.node("silu", "time.act", ["time.proj"])
-    g.conv("conv_in", "sample", 4, 16, kernel=3, pads=(1, 1, 1, 1), bias=False)
+    g.conv("conv_in", "sample", 4, 16, 3, 1, (1, 1, 1, 1), bias=False, dtype="I8" if int8 else "F32")
     g.node("add", "with_time", ["conv_in", "time.act"])
     g.norm("group_norm", "norm", "with_time", 16, num_groups=4, num_channels=16)
     inputs = ["norm", g.weight("depthwise.weight", "depthwise", (16, 3, 3))]
@@ -206,7 +254,7 @@ def _unet():
     g.node("resize_like", "up", ["gelu", "with_time"])
     g.node("concat", "skip", ["up", "with_time"])
     g.node("gated_unit", "gate", ["skip"], act_fn="silu")
-    g.conv("conv_out", "gate", 16, 4, dtype="F16")
+    g.conv("conv_out", "gate", 16, 4, dtype="I8" if int8 else "F16")
     g.output("out_sample", "conv_out")
     return g
 
@@ -278,9 +326,12 @@ class Bundle:
         return self._stage("file", header + seal + data)
 
 
-def tiny_bundle():
-    """Complete, about 25 KB: four components, all ops, pipeline, two schedules, a tokenizer of eight tokens."""
-    makers = [_text_encoder(), _unet(), _vae_decoder(), _vae_encoder()]
+def tiny_bundle(int8=False):
+    """Complete, about 25 KB: four components, all ops, pipeline, two schedules, a tokenizer of eight tokens.
+
+    `int8`: the embedding, both kinds of linear layers, a 3x3 and a 1x1 convolution are int8.
+    """
+    makers = [_text_encoder(int8), _unet(int8), _vae_decoder(), _vae_encoder()]
     tensors = {name: tensor for maker in makers for name, tensor in maker.tensors.items()}
     tensors["schedules/1"] = _schedule_rows(1)
     tensors["schedules/4"] = _schedule_rows(4)
@@ -289,7 +340,7 @@ def tiny_bundle():
     tensors["tokenizer/merges"] = Tensor.of("I32", [8, 2], [2, 3] + [0] * 14)
     schedule = {"scheduler": "ddim", "guidance_scale": 2.0, "init_noise_sigma": 1.0}
     document = {
-        "format": [1, 0],
+        "format": [1, 1] if int8 else [1, 0],
         "components": {maker.component: maker.document() for maker in makers},
         "pipeline": {
             "width": 8,

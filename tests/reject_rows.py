@@ -1,6 +1,6 @@
 """Files that must be rejected, each with a twin that must be accepted, so that a reader cannot win by refusing everything.
 
-A row changes the tiny bundle at one stage (mini_bundle.py): `bad` makes the wrong file, `good` its sound neighbour
+A row changes the tiny bundle, or with `int8` its twin of int8 layers, at one stage (mini_bundle.py): `bad` makes the wrong file, `good` its sound neighbour
 (None: the unchanged bundle). `says` are words that the message must contain: the field and what is wrong.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from mini_bundle import Pairs, Tensor, crc32c, tiny_bundle, weight
+from mini_bundle import Pairs, Tensor, crc32c, tiny_bundle, vector, weight
 
 BUNDLE, VERSION = 3, 4
 
@@ -26,10 +26,11 @@ class Row:
     says: tuple[str, ...]
     good: Callable[[Any], Any] | None = None
     status: int = BUNDLE
+    int8: bool = False
 
     def file(self, sound: bool) -> bytes:
         change = self.good if sound else self.bad
-        bundle = copy.deepcopy(BASE)
+        bundle = copy.deepcopy(BASE_INT8 if self.int8 else BASE)
         if change is None:
             return bundle.to_bytes()
         if self.stage == "bundle":
@@ -39,6 +40,7 @@ class Row:
 
 
 BASE = tiny_bundle()
+BASE_INT8 = tiny_bundle(int8=True)
 SOUND = BASE.to_bytes()
 DATA = 8 + struct.unpack("<Q", SOUND[:8])[0]    # where the data begin
 FIRST = list(BASE.tensors)[0]
@@ -517,4 +519,77 @@ def narrow_encoder(bundle):
     found["attributes"]["out_channels"] = 7
 
 
-ROWS = CONTAINER + ENTRIES + GRAPH + DOCUMENT
+def first_inputs(component, name, count):
+    """The node keeps its first inputs only."""
+    return node(component, name, lambda n, g: n.update(inputs=n["inputs"][:count]))
+
+
+def replaced(name, stored):
+    return lambda bundle: bundle.tensors.update({name: stored})
+
+
+def entry_of(name, index, value, code="f"):
+    """One number of a stored vector."""
+    return tensor(name, data=patched(index * 4, struct.pack("<" + code, value)))
+
+
+def int8_row(name, stage, bad, says, good=None):
+    return Row(f"int8: {name}", stage, bad, says, good, int8=True)
+
+
+SCALE, SUM, ZERO_POINT = "unet/conv_in.weight_scale", "unet/conv_in.weight_sum", "unet/conv_in.input_zero_point"
+SMALLEST, LARGEST = 2.0**-126, (2 - 2.0**-23) * 2.0**127  # normal numbers of float32
+
+INT8 = [
+    int8_row("format 1.0", "document", doc("format", [1, 0]), ("format", "[1, 0]", "int8", "[1, 1]"), doc("format", [1, 1])),
+    Row("int8: format 1.1 without need", "document", doc("format", [1, 2]), ("format", "[1, 2]"), doc("format", [1, 1]), status=VERSION),
+    int8_row("no scale", "document", first_inputs("unet", "conv_in", 3), ("conv_in", "conv_in.weight", "int8", "no weight_scale")),
+    int8_row("scale without sum", "document", first_inputs("unet", "conv_in", 4), ("conv_in", "weight_sum", "missing")),
+    int8_row("3x3 without input range", "document", first_inputs("unet", "conv_in", 5), ("conv_in", "input_scale", "missing", "1x1")),
+    int8_row("input scale without zero point", "document", first_inputs("unet", "conv_in", 6), ("conv_in", "input_zero_point", "missing")),
+    int8_row("1x1 with stride without input range", "document", attribute("unet", "conv_out", stride=[1, 2]), ("conv_out", "input_scale", "stride 1"),
+             attribute("unet", "conv_in", stride=[1, 2])),
+    int8_row("1x1 with pads without input range", "document", attribute("unet", "conv_out", pads=[0, 0, 0, 1]), ("conv_out", "input_scale", "pads"),
+             attribute("unet", "conv_in", pads=[0, 0, 0, 1])),
+    int8_row("scale without sum of linear", "document", first_inputs("text_encoder", "fc1", 4), ("fc1", "weight_sum", "missing")),
+    int8_row("static linear without zero point", "document", first_inputs("unet", "time.proj", 6), ("time.proj", "input_zero_point", "missing")),
+    int8_row("one scale for two tables", "document", first_inputs("text_encoder", "embeddings", 4), ("embeddings", "position_weight_scale", "missing")),
+    int8_row("no scales for tables", "document", first_inputs("text_encoder", "embeddings", 3), ("embeddings", "token", "no weight_scale")),
+    int8_row("too many inputs", "document", node("unet", "conv_in", lambda n, g: n["inputs"].append(n["inputs"][-1])), ("conv_in", "8 inputs")),
+    int8_row("activation for a scale", "document", set_input("unet", "conv_in", 3, 0), ("conv_in", "weight_scale", "must be a weight")),
+    int8_row("sums of 65552 products", "document", attribute("unet", "time.proj", in_features=65537), ("time.proj", "65552 products", "65536")),
+    int8_row("fp32 panel with scale", "bundle", replaced("unet/conv_in.weight", weight("panel", (16, 4, 3, 3))), ("conv_in.weight", "fp32", "must be int8")),
+    int8_row("fp16 panel with scale", "bundle", replaced("text_encoder/fc1.weight", weight("panel", (16, 16), "F16")), ("fc1.weight", "fp16", "must be int8")),
+    int8_row("fp32 table with scale", "bundle", replaced("text_encoder/position", weight("table", (6, 16))), ("position", "fp32", "must be int8")),
+    int8_row("panel of fp32's shape", "bundle", tensor("unet/conv_in.weight", shape=[1, 144, 16]), ("conv_in.weight", "[1, 144, 16]", "[1, 36, 64]")),
+    int8_row("table of fp32's shape", "bundle", replaced("text_encoder/token", Tensor("I8", [8, 32], bytes(256))), ("token", "[8, 32]", "[8, 64]")),
+    int8_row("bias as int32", "bundle", tensor("unet/conv_in.bias", dtype="I32"), ("conv_in.bias", "int32", "must be fp32")),
+    int8_row("scale as int32", "bundle", tensor(SCALE, dtype="I32"), ("weight_scale", "int32", "must be fp32")),
+    int8_row("sum as fp32", "bundle", tensor(SUM, dtype="F32"), ("weight_sum", "fp32", "must be int32")),
+    int8_row("zero point as fp32", "bundle", tensor(ZERO_POINT, dtype="F32"), ("input_zero_point", "fp32", "must be int32")),
+    int8_row("zero point as int8", "bundle", replaced(ZERO_POINT, Tensor("I8", [64], bytes(64))), ("input_zero_point", "int8", "vector")),
+    int8_row("norm vector as int32", "bundle", tensor("unet/norm.weight", dtype="I32"), ("norm.weight", "int32", "must be fp32")),
+    int8_row("depthwise weight as int8", "bundle", replaced("unet/depthwise.weight", Tensor("I8", [9, 64], bytes(576))), ("depthwise.weight", "int8", "depthwise")),
+    int8_row("scales of another number", "bundle", replaced(SCALE, vector([1.0] * 17)), ("weight_scale", "[32]", "[16]")),
+    int8_row("sums of another number", "bundle", replaced(SUM, vector([0] * 17, "I32")), ("weight_sum", "[32]", "[16]")),
+    int8_row("two input scales", "bundle", replaced("unet/conv_in.input_scale", vector([1.0] * 17)), ("input_scale", "[32]", "[16]")),
+    int8_row("scales of another number of rows", "bundle", replaced("text_encoder/position_scale", vector([1.0] * 17)), ("position_scale", "[32]", "[16]")),
+    int8_row("scale 0", "bundle", entry_of(SCALE, 0, 0.0), ("conv_in", "weight_scale", "entry 0", "positive"), entry_of(SCALE, 0, SMALLEST)),
+    int8_row("scale -1", "bundle", entry_of(SCALE, 15, -1.0), ("weight_scale", "entry 15", "positive"), entry_of(SCALE, 15, 1.0)),
+    int8_row("scale NaN", "bundle", entry_of(SCALE, 3, float("nan")), ("weight_scale", "entry 3", "finite")),
+    int8_row("scale infinite", "bundle", entry_of(SCALE, 3, float("inf")), ("weight_scale", "entry 3", "finite"), entry_of(SCALE, 3, LARGEST)),
+    int8_row("scale subnormal", "bundle", entry_of(SCALE, 3, SMALLEST / 2), ("weight_scale", "entry 3", "subnormal")),
+    int8_row("scale of a dynamic layer 0", "bundle", entry_of("unet/conv_out.weight_scale", 3, 0.0), ("conv_out", "weight_scale", "entry 3")),
+    int8_row("scale of a linear layer 0", "bundle", entry_of("text_encoder/fc1.weight_scale", 3, 0.0), ("fc1", "weight_scale", "entry 3")),
+    int8_row("scale of a token 0", "bundle", entry_of("text_encoder/token_scale", 7, 0.0), ("embeddings", "token_scale", "entry 7")),
+    int8_row("scale of a position NaN", "bundle", entry_of("text_encoder/position_scale", 5, float("nan")), ("embeddings", "position_scale", "entry 5")),
+    int8_row("input scale 0", "bundle", entry_of("unet/conv_in.input_scale", 0, 0.0), ("conv_in", "input_scale", "entry 0"), entry_of("unet/conv_in.input_scale", 0, LARGEST)),
+    int8_row("input scale NaN", "bundle", entry_of("unet/time.proj.input_scale", 0, float("nan")), ("time.proj", "input_scale", "entry 0")),
+    int8_row("input scale subnormal", "bundle", entry_of("unet/conv_in.input_scale", 0, SMALLEST / 4), ("conv_in", "input_scale", "subnormal")),
+    int8_row("zero point 128", "bundle", entry_of(ZERO_POINT, 0, 128, "i"), ("conv_in", "input_zero_point", "128", "within"), entry_of(ZERO_POINT, 0, 127, "i")),
+    int8_row("zero point -129", "bundle", entry_of(ZERO_POINT, 0, -129, "i"), ("conv_in", "input_zero_point", "-129", "within"), entry_of(ZERO_POINT, 0, -128, "i")),
+    int8_row("sum that no weights have", "bundle", entry_of(SUM, 2, 127 * 144 + 1, "i"), ("conv_in", "weight_sum", "18289", "within")),
+    int8_row("negative sum that no weights have", "bundle", entry_of(SUM, 2, -(2**31), "i"), ("conv_in", "weight_sum", "-2147483648", "within")),
+]  # fmt: skip
+
+ROWS = CONTAINER + ENTRIES + GRAPH + DOCUMENT + INT8

@@ -12,6 +12,7 @@ import mdrt
 from mdrt import _core
 from mdrt.bundle import write_bundle
 from mdrt.formats import ComponentFormat
+from mdrt.quantise import quantise_columns
 
 SHAPES = {
     "panel": [(1, 1), (16, 16), (17, 5), (33, 48), (20, 7, 3, 3), (16, 1, 1, 1), (5, 17, 2, 3)],
@@ -46,6 +47,56 @@ def test_pack_is_the_documented_layout(kind, shape):
     assert stored.dtype == np.float32 and stored.shape == _core.stored_shape(kind, "fp32", shape)
     np.testing.assert_array_equal(stored, stored_by_definition(kind, array))
     np.testing.assert_array_equal(_core.unpack(kind, "fp32", stored, shape), array)
+
+
+def int8_by_definition(kind, array):
+    """docs/format.md, "Stored weights", int8: the place of every integer."""
+    r16 = lambda n: -(-n // 16) * 16  # noqa: E731
+    if kind == "table":
+        return np.pad(array, ((0, 0), (0, -array.shape[1] % 64))).astype(np.int8)
+    out, channels = array.shape[:2]
+    taps = array.reshape(out, channels, -1)
+    depth = taps.shape[2] * r16(channels)
+    stored = np.zeros(r16(out) * depth, np.int8)
+    for n, c, tap in np.ndindex(taps.shape):
+        k = tap * r16(channels) + c
+        stored[n // 16 * 16 * depth + ((k // 4) * 16 + n % 16) * 4 + k % 4] = taps[n, c, tap]
+    return stored.reshape(r16(out) // 16, depth // 4, 64)
+
+
+@pytest.mark.parametrize("kind, shape", [(kind, shape) for kind in ("panel", "table") for shape in SHAPES[kind]])
+def test_int8_is_the_documented_layout(kind, shape):
+    array = np.random.default_rng(5).integers(-127, 128, shape).astype(np.float32)
+    stored = _core.pack(kind, "int8", array)
+    assert stored.dtype == np.int8 and stored.shape == _core.stored_shape(kind, "int8", shape)
+    assert stored.nbytes % 64 == 0
+    np.testing.assert_array_equal(stored, int8_by_definition(kind, array))
+    np.testing.assert_array_equal(_core.unpack(kind, "int8", stored, shape), array)
+
+
+@pytest.mark.parametrize("count", [1, 16, 17])
+def test_int32_vector(count):
+    array = np.linspace(-(2**24), 2**24, count).round().astype(np.float32)
+    stored = _core.pack("vector", "int32", array)
+    assert stored.dtype == np.int32
+    np.testing.assert_array_equal(stored, np.pad(array, (0, -count % 16)).astype(np.int32))
+    np.testing.assert_array_equal(_core.unpack("vector", "int32", stored, (count,)), array)
+
+
+@pytest.mark.parametrize("kind, format, value, says", [
+    ("panel", "int8", 0.5, r"0\.5 is no integer from -127 to 127"),
+    ("panel", "int8", 128.0, "128 is no integer"),
+    ("panel", "int8", -128.0, "-128 is no integer"),
+    ("panel", "int8", np.nan, "nan is no integer"),
+    ("table", "int8", np.inf, "inf is no integer"),
+    ("vector", "int32", 2.0**24 + 2, "16777218 is no integer from -16777216 to 16777216"),
+    ("vector", "int32", -0.25, r"-0\.25 is no integer"),
+])  # fmt: skip
+def test_integers_are_exact(kind, format, value, says):
+    array = np.zeros((3,) if kind == "vector" else (3, 5), np.float32)
+    array.reshape(-1)[-1] = value
+    with pytest.raises(mdrt.InvalidArgumentError, match=says):
+        _core.pack(kind, format, array)
 
 
 @pytest.mark.parametrize("kind, shape", [("panel", (20, 7, 3, 3)), ("table", (5, 33))])
@@ -86,6 +137,9 @@ def test_fp16_overflow_names_the_largest_value():
     ("matrix", "fp32", (1,), "matrix"),
     ("panel", "int4", (1, 1), "int4"),
     ("vector", "fp16", (16,), "vector is never stored as fp16"),
+    ("vector", "int8", (16,), "vector is never stored as int8"),
+    ("panel", "int32", (16, 16), "panel is never stored as int32"),
+    ("depthwise", "int8", (16, 3, 3), "depthwise is never stored as int8"),
     ("panel", "fp32", (4,), "1 dimensions"),
     ("vector", "fp32", (0,), "dimension of 0"),
 ])  # fmt: skip
@@ -135,18 +189,28 @@ class Lazy:
         Lazy.alive -= 1
 
 
-def test_memory_and_file_are_the_same_bytes(tmp_path):
+INT8 = ComponentFormat("int8", {}, {"conv": (-1.0, 2.0)})
+
+
+@pytest.mark.parametrize("format", ["fp32", INT8])
+def test_memory_and_file_are_the_same_bytes(format, tmp_path):
     graph, weights = make_graph()
-    memory = write_bundle(None, {"unet": graph}, {"unet": weights})
+    memory = write_bundle(None, {"unet": graph}, {"unet": weights}, formats=format)
     assert memory.dtype == np.uint8 and memory.ctypes.data % 64 == 0
     path = tmp_path / "a.mdrt"
-    assert write_bundle(path, {"unet": graph}, {"unet": weights}) is None
+    assert write_bundle(path, {"unet": graph}, {"unet": weights}, formats=format) is None
     assert path.read_bytes() == memory.tobytes()
     assert [p.name for p in tmp_path.iterdir()] == ["a.mdrt"]
     model = _core.Model(path)
     model.verify()
     stored = {name: array for name, _, _, array in model.tensors()}
-    np.testing.assert_array_equal(stored["unet/conv.weight"], stored_by_definition("panel", weights["conv.weight"]))
+    given = weights["conv.weight"]
+    expected = (
+        stored_by_definition("panel", given)
+        if format == "fp32"
+        else int8_by_definition("panel", quantise_columns(given)[0])
+    )
+    np.testing.assert_array_equal(stored["unet/conv.weight"], expected)
     assert all(array.ctypes.data % 64 == 0 for array in stored.values())
 
 
@@ -159,6 +223,16 @@ def test_format_of_each_weight():
     formats = {"unet": ComponentFormat("fp16", {"conv": "fp32"})}
     buffer = write_bundle(None, {"unet": graph}, {"unet": weights}, formats=formats)
     assert {dtype for _, dtype, _, _ in _core.Model.from_buffer(buffer).tensors()} == {"fp32", "uint8"}
+    with pytest.raises(mdrt.InvalidArgumentError, match="format of the component unet"):
+        write_bundle(None, {"unet": graph}, {"unet": weights}, formats={"vae_decoder": "fp16"})
+
+
+def test_version_is_the_lowest_that_suffices():
+    graph, weights = make_graph()
+    components = {"unet": graph, "vae_decoder": graph}, {"unet": weights, "vae_decoder": weights}
+    for format, version in (("fp32", [1, 0]), ("fp16", [1, 0]), (INT8, [1, 1])):
+        buffer = write_bundle(None, *components, formats={"unet": "fp32", "vae_decoder": format})
+        assert json.loads(_core.Model.from_buffer(buffer).metadata())["format"] == version
 
 
 @pytest.mark.parametrize("change, says", [
@@ -182,10 +256,12 @@ def test_unwritable_destination(tmp_path):
         write_bundle(tmp_path / "missing" / "a.mdrt", {"unet": graph}, {"unet": weights})
 
 
-def test_one_weight_at_a_time(tmp_path):
+@pytest.mark.parametrize("format", ["fp32", INT8])
+def test_one_weight_at_a_time(format, tmp_path):
     graph, weights = make_graph()
     Lazy.alive = Lazy.most = 0
-    write_bundle(tmp_path / "a.mdrt", {"unet": graph}, {"unet": {name: Lazy(array) for name, array in weights.items()}})
+    lazy = {name: Lazy(array) for name, array in weights.items()}
+    write_bundle(tmp_path / "a.mdrt", {"unet": graph}, {"unet": lazy}, formats=format)
     assert Lazy.most == 1 and Lazy.alive == 0
 
 

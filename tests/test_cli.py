@@ -10,6 +10,7 @@ import time
 
 import numpy as np
 import pytest
+from mini_bundle import Bundle, GraphMaker, tiny_bundle
 from PIL import Image
 
 import mdrt
@@ -283,6 +284,27 @@ def test_inspect_bundle(capsys, folder):
     assert main(["inspect", "rotten.mdrt", "--verify"]) == 2
     out, err = capsys.readouterr()
     assert out == "" and "checksum" in err.lower()
+
+
+def test_inspect_tells_the_format_of_layers(capsys, folder):
+    bundle = tiny_bundle(int8=True)
+    (folder / "int8.mdrt").write_bytes(bundle.to_bytes())
+    assert main(["inspect", "int8.mdrt", "--json"]) == 0
+    unet = json.loads(capsys.readouterr().out)["components"]["unet"]
+    assert unet["layers_by_format"] == {"int8": ["time.proj", "conv_in", "conv_out"]}
+    assert unet["parameters"] == 16 * 16 + 16 + 16 * 4 * 9 + 16 + 16 + 16 + 16 * 9 + 4 * 16 + 4
+    assert main(["inspect", "int8.mdrt"]) == 0
+    assert "layers: int8 3\n" in capsys.readouterr().out
+
+    mixed = GraphMaker("mixed")
+    mixed.input("x", ["batch", "length", 16])
+    for index, int8 in enumerate((False, True, True)):
+        mixed.output(f"y{index}", mixed.linear(f"fc{index}", "x", 16, 16, int8))
+    document = {**bundle.document, "components": {"mixed": mixed.document()}}
+    del document["pipeline"], document["tokenizer"]
+    (folder / "mixed.mdrt").write_bytes(Bundle(document, mixed.tensors).to_bytes())
+    assert main(["inspect", "mixed.mdrt"]) == 0
+    assert "layers: int8 2, fp32 1\n    fp32: fc0\n" in capsys.readouterr().out
 
 
 def test_inspect_picture_without_metadata(capsys):

@@ -7,6 +7,7 @@ import mdrt
 from mdrt import _core, kernels, selftest
 from mdrt.graph import op_table
 from mdrt.ops import REFERENCES
+from mdrt.ops.int8 import Quantised
 
 ISAS = [isa["name"] for isa in _core.build_info()["isas"] if isa["usable"]]
 
@@ -28,10 +29,25 @@ def test_kernel_against_reference(op, isa):
     assert result["cases"] > 0 and result["failed"] == 0, result
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("op", ["conv2d", "linear", "embedding"])
+def test_int8_kernel_against_reference(op, isa):
+    result = selftest.check_kernel(op, isa, format="int8")
+    assert result["cases"] > 0 and result["failed"] == 0, result
+
+
 def test_a_wrong_kernel_is_noticed(monkeypatch):
     monkeypatch.setitem(REFERENCES, "silu", REFERENCES["gelu"])
     result = selftest.check_kernel("silu", "generic")
     assert result["failed"] == result["cases"] and result["worst"] > 1
+
+
+def test_a_wrong_int8_kernel_is_noticed(monkeypatch):
+    right = Quantised.finish
+    monkeypatch.setattr(Quantised, "finish", lambda *arguments: np.nextafter(right(*arguments), np.float32(np.inf)))
+    for op in ("conv2d", "linear"):
+        result = selftest.check_kernel(op, "generic", format="int8")
+        assert result["failed"] == result["cases"] and result["worst"] > 1
 
 
 def test_causal_attention_does_not_look_ahead():

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from mdrt import _core
+from mdrt.formats import ComponentFormat
 from mdrt.graph import Graph, op_table
 from mdrt.interpreter import Interpreter
 from mdrt.ops import REFERENCES, Case
+from mdrt.quantise import layers
 
 ISAS = [isa["name"] for isa in _core.build_info()["isas"] if isa["usable"]]
 
@@ -156,6 +158,42 @@ def test_fp16_weights(op, isa):
             reference([abs(array) for array in rounded], case.attributes)
         )
         assert (error <= bound).all(), case
+
+
+def check_int8(op, case, input_range, **options):
+    """Integers are exact and the float32 steps around them are prescribed: native and reference give the same bytes."""
+    graph, feeds, weights = one_node(op, case, random_inputs(op, case))
+    options["format"] = ComponentFormat(
+        "int8", {}, {} if input_range is None else dict.fromkeys(layers(graph), input_range)
+    )
+    result = Interpreter(graph, weights, **options).run(feeds)["y"]
+    expected = Interpreter(graph, weights, "reference", format=options["format"]).run(feeds)["y"]
+    np.testing.assert_array_equal(result, expected, err_msg=f"{op} {case} {input_range}")
+
+
+def is_dynamic(op, case):
+    kernel = [case.attributes.get(name) for name in ("kernel_size", "stride", "pads")]
+    return op != "conv2d" or kernel == [[1, 1], [1, 1], [0] * 4]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("op", ["conv2d", "linear", "embedding"])
+def test_int8_kernel_matches_reference(op, isa):
+    for case in REFERENCES[op].cases:
+        if op != "embedding":
+            check_int8(op, case, (-2.5, 3.0), threads=1, isa=isa)
+        if is_dynamic(op, case):
+            check_int8(op, case, None, threads=1, isa=isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("op", ["conv2d", "linear"])
+def test_int8_random_shapes(op, isa):
+    for seed in range(60):
+        case = RANDOM_CASES[op](random.Random(seed))
+        check_int8(op, case, (-0.28, 2.0 + seed / 10), threads=seed % 3 + 1, isa=isa)
+        if is_dynamic(op, case):
+            check_int8(op, case, None, threads=seed % 3 + 1, isa=isa)
 
 
 def test_reference_bound_is_tight_enough():

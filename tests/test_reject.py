@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 from mini_bundle import Bundle, GraphMaker
-from reject_rows import BASE, BUNDLE, ROWS, SOUND, VERSION
+from reject_rows import BASE, BASE_INT8, BUNDLE, ROWS, SOUND, VERSION, entry_of, patched, tensor
 
 import mdrt
 from mdrt import _core
@@ -156,19 +156,53 @@ def test_flipped_data_is_found(library):
 def test_verify_finds_padding_that_is_not_zero():
     """The writer's checksum may be right and the padding still wrong."""
     places = [
-        ("unet/conv_in.weight", -4),
-        ("unet/conv_in.weight", 5 * 64),
-        ("unet/conv_out.bias", -4),
-        ("text_encoder/token", 124),
+        (BASE, "unet/conv_in.weight", -4),
+        (BASE, "unet/conv_in.weight", 5 * 64),
+        (BASE, "unet/conv_out.bias", -4),
+        (BASE, "text_encoder/token", 124),
+        (BASE_INT8, "unet/conv_in.weight", 64),  # channel 4 of column 0
+        (BASE_INT8, "unet/conv_in.weight", -1),
+        (BASE_INT8, "unet/conv_out.weight", 16),  # column 4 of 4
+        (BASE_INT8, "unet/conv_out.weight_scale", -4),
+        (BASE_INT8, "unet/conv_in.input_zero_point", 4),
+        (BASE_INT8, "text_encoder/token", 16),
     ]
-    for name, position in places:
-        bundle = copy.deepcopy(BASE)
+    for base, name, position in places:
+        bundle = copy.deepcopy(base)
         data = bytearray(bundle.tensors[name].data)
         data[position if position >= 0 else len(data) + position] = 1
         bundle.tensors[name].data = bytes(data)
         model = _core.Model.from_buffer(aligned(bundle.to_bytes()))
         with pytest.raises(mdrt.BundleError, match="padding"):
             model.verify()
+
+
+@pytest.mark.parametrize("change, says", [
+    (entry_of("unet/conv_in.weight_sum", 2, 1, "i"), r"conv_in.*weight_sum.*entry 2 is 1, the weights' sum is"),
+    (entry_of("text_encoder/fc1.weight_sum", 15, 2032, "i"), r"fc1.*weight_sum.*entry 15 is 2032, the weights' sum is"),
+    (tensor("unet/conv_in.weight", data=patched(0, b"\x80")), r"conv_in.*conv_in\.weight.*byte 0 is -128"),
+    (tensor("text_encoder/token", data=patched(65, b"\x80")), r"embeddings.*token.*byte 65 is -128"),
+    (tensor("text_encoder/position", data=patched(0, b"\x80")), r"embeddings.*position.*byte 0 is -128"),
+], ids=["sum of a convolution", "sum of a linear layer", "weight", "token", "position"])  # fmt: skip
+def test_verify_compares_int8_weights_with_their_sums(change, says):
+    """Checksums are right: only a wrong writer makes such a file."""
+    bundle = copy.deepcopy(BASE_INT8)
+    change(bundle)
+    model = _core.Model.from_buffer(aligned(bundle.to_bytes()))
+    with pytest.raises(mdrt.BundleError, match=says):
+        model.verify()
+
+
+def test_int8_weights_are_read_as_they_were_written():
+    model = _core.Model.from_buffer(aligned(BASE_INT8.to_bytes()))
+    model.verify()
+    found = {name: array for name, _, _, array in model.tensors()}
+    for name in ("unet/conv_in", "unet/conv_out", "unet/time.proj", "text_encoder/fc1"):
+        out = {"unet/conv_out": 4}.get(name, 16)
+        shape = {"unet/conv_in": (16, 4, 3, 3), "unet/conv_out": (4, 16, 1, 1)}.get(name, (16, 16))
+        weights = _core.unpack("panel", "int8", found[f"{name}.weight"], shape)
+        np.testing.assert_array_equal(weights.reshape(out, -1).sum(1), found[f"{name}.weight_sum"][:out])
+        np.testing.assert_array_equal(_core.pack("panel", "int8", weights), found[f"{name}.weight"])
 
 
 def worst_headers():

@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+from mini_bundle import tiny_bundle
 
 import mdrt
 from mdrt import models
@@ -52,6 +53,24 @@ def test_shapes(sessions):
     latent = np.zeros((2, 8, 4, 6), dtype=np.float32)
     result = sessions["vae_decoder"].run(latent_sample=latent)["sample"]
     assert result.shape == (2, 3, 32, 48) and result.dtype == np.float32 and result.flags.c_contiguous
+
+
+def test_int8_components(tmp_path):
+    """Whole components differ from the reference by the halves that activations are between layers."""
+    path, generator = tmp_path / "int8.mdrt", np.random.default_rng(1)
+    path.write_bytes(tiny_bundle(int8=True).to_bytes())
+    inputs = {
+        "text_encoder": {"input_ids": np.array([[0, 2, 3, 4, 5, 1], [7, 6, 5, 4, 3, 2]])},
+        "unet": {
+            "sample": generator.standard_normal((2, 4, 5, 6)),
+            "timestep": np.array([500, 3]),
+            "encoder_hidden_states": generator.standard_normal((2, 6, 16)),
+        },
+    }
+    for component, feeds in inputs.items():
+        (result,) = mdrt.Session(path, component).run(**feeds).values()
+        (expected,) = mdrt.Session(path, component, backend="reference").run(**feeds).values()
+        assert relative_rmse(result, expected) < 2e-3
 
 
 def test_components_make_the_pipeline_s_picture(sessions):

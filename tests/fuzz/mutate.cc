@@ -184,8 +184,40 @@ void add_node(Tokens& tokens, Random& random) {
   tokens.insert(tokens.begin() + static_cast<std::ptrdiff_t>(end), copy.begin(), copy.end());
 }
 
+// A node loses its last inputs, or gets more: int8 layers have up to four that belong together.
+void change_node_input_count(Tokens& tokens, Random& random) {
+  const std::vector<size_t> ops = values_of(tokens, "op");
+  if (ops.empty()) return;
+  size_t at = pick(ops, random);
+  while (at < tokens.size() && tokens[at] != "[") ++at;
+  const size_t end = skip_value(tokens, at);
+  if (end >= tokens.size() || end - at < 3) return;
+  const auto last = tokens.begin() + static_cast<std::ptrdiff_t>(end - 1);
+  const std::ptrdiff_t count = static_cast<std::ptrdiff_t>(1 + random.below(4));
+  if (random.one_in(2)) {
+    tokens.erase(std::max(last - 2 * count, tokens.begin() + static_cast<std::ptrdiff_t>(at) + 2), last);
+  } else {
+    Tokens more;
+    for (std::ptrdiff_t i = 0; i < count; ++i) {
+      more.push_back(",");
+      more.push_back(std::to_string(random.below(40)));
+    }
+    tokens.insert(last, more.begin(), more.end());
+  }
+}
+
+// A number of some stored tensor becomes a special one: scales, sums and zero points are checked when a file is opened.
+void change_stored_number(std::string& data, Random& random) {
+  static const uint32_t kWords[] = {0,          1,          0x7f,       0x80,       0xffffff7f, 0xffffff80, 0xffffffff, 0x3f800000,
+                                    0xbf800000, 0x00800000, 0x007fffff, 0x7f7fffff, 0x7f800000, 0x7fc00000, 0x80000000, 0x7fffffff};
+  if (data.size() < 4) return;
+  // At the beginning of a tensor, where vectors of one number have theirs, or anywhere.
+  const size_t at = random.one_in(2) ? random.below(data.size() / 64) * 64 : random.below(data.size() / 4) * 4;
+  memcpy(&data[at], &pick(kWords, random), 4);
+}
+
 void change_graph(Tokens& tokens, Random& random) {
-  switch (random.below(14)) {
+  switch (random.below(15)) {
     case 0:
     case 1: change_node_input(tokens, random); break;
     case 2: add_node(tokens, random); break;
@@ -199,6 +231,7 @@ void change_graph(Tokens& tokens, Random& random) {
     case 10: change_value(tokens, "shape", {"1", "2", "3", "5", "16", "100", "65536", "\"batch\"", "\"height\"", "\"x\""}, random); break;
     case 11: change_value(tokens, "value", {"3", "20", "25", "30", "35", "40"}, random); break;
     case 12: change_value(tokens, "kernel_size", {"1", "2", "3", "7", "8"}, random); break;
+    case 13: random.one_in(3) ? change_node_input_count(tokens, random) : change_node_input(tokens, random); break;
     default: random.one_in(2) ? change_number(tokens, random) : change_token(tokens, random);
   }
 }
@@ -274,6 +307,7 @@ std::string mutate_graph(const std::string& file, Random& random) {
   for (uint64_t count = 1 + random.below(3); count > 0; --count) change_graph(document, random);
   tokens[at] = escape(join(document));
   container.header = join(tokens);
+  if (random.one_in(6)) change_stored_number(container.data, random);
   return put_together(container);
 }
 

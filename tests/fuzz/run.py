@@ -18,15 +18,18 @@ from mini_bundle import tiny_bundle  # noqa: E402
 
 
 def write_seeds(folder):
-    """A complete bundle, and one of bare components, on which changed graphs meet fewer rules."""
-    complete, bare = tiny_bundle(), tiny_bundle()
-    for key in ("pipeline", "tokenizer"):
-        del bare.document[key]
-    bare.tensors = {name: t for name, t in bare.tensors.items() if not name.startswith(("schedules/", "tokenizer/"))}
-    paths = folder / "complete.mdrt", folder / "bare.mdrt"
-    for path, bundle in zip(paths, (complete, bare), strict=True):
-        path.write_bytes(bundle.to_bytes())
-    return paths
+    """Complete bundles, and such of bare components, on which changed graphs meet fewer rules; each with int8 too."""
+    complete, bare = [], []
+    for int8 in (False, True):
+        for paths, name in ((complete, "complete"), (bare, "bare")):
+            bundle = tiny_bundle(int8)
+            if name == "bare":
+                del bundle.document["pipeline"], bundle.document["tokenizer"]
+                unused = ("schedules/", "tokenizer/")
+                bundle.tensors = {n: t for n, t in bundle.tensors.items() if not n.startswith(unused)}
+            paths.append(folder / f"{name}{'-int8' if int8 else ''}.mdrt")
+            paths[-1].write_bytes(bundle.to_bytes())
+    return complete, bare
 
 
 def build(folder, source=ROOT, flags=SANITIZE, jobs=2):
@@ -78,7 +81,7 @@ def main():
         "UBSAN_OPTIONS": "print_stacktrace=1",
     }
     code = 0
-    for kind, seeds in (("container", [complete, bare]), ("graph", [bare])):
+    for kind, seeds in (("container", complete + bare), ("graph", bare)):
         command = [program, *seeds, f"--{kind}", str(getattr(arguments, kind)), "--seed", str(arguments.seed)]
         code |= subprocess.run(command, env=environment, check=False).returncode
     return int(code != 0)
