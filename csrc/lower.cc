@@ -8,7 +8,7 @@ namespace mdrt {
 namespace {
 
 constexpr int64_t kBlockPixels = 64;     // pixels per task of the kernels that walk over pixels
-constexpr int64_t kBlockQueries = 128;
+constexpr int64_t kBlockQueries = 256;   // keys are brought into panels once for so many
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -8,6 +8,7 @@ namespace mdrt {
 namespace {
 
 constexpr int64_t kTaskElements = 32768;    // of a task that quantises
+constexpr int64_t kDepthwisePixels = 64;    // of a task with a depthwise convolution: small maps give work to every core
 
 // Bytes between pixels: whole cache lines, an odd number of them where pixels would otherwise share sets of the first-level cache.
 int64_t pixel_bytes(int64_t channels) {
@@ -83,7 +84,9 @@ Lowering::Quantized Lowering::quantize(const FusedNode& node) {
   Quantized q;
   if (g.depthwise) {
     g.panels = 1;       // one task makes all channels of its pixels
-    choose_blocks(&g, kernels_.tile, true);
+    TileInfo tile = kernels_.tile;
+    tile.block_pixels = kDepthwisePixels;
+    choose_blocks(&g, tile, true);
     q = add_quantized(g.batch, g.out_h, g.out_w, g.k_channels, scale_per_pixel);
     step.macs = macs(node.depthwise);
     step.tasks = g.batch * g.blocks_y * g.blocks_x;

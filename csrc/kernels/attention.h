@@ -6,6 +6,7 @@
 namespace {
 
 constexpr int64_t kKeyBlock = 128;
+constexpr int64_t kTokensAhead = 8;
 
 struct AttentionScratch {
   int64_t d;                                      // head size padded to a panel
@@ -45,6 +46,14 @@ inline void load_head(const ActivationView& x, int64_t token, int64_t channel, i
     c += VL;
   }
   for (; c < d; c += VL) store(out + c, vf{});
+}
+
+// Tokens of one head lie far apart, where the hardware does not look ahead.
+inline void fetch_head(const ActivationView& x, int64_t token, int64_t channel, int64_t head_dim) {
+  constexpr int64_t kLine = 64;
+  const char* from = element(x.data, token * x.stride + channel, x.dtype);
+  const int64_t bytes = head_dim * (x.dtype == DType::fp16 ? 2 : 4);
+  for (int64_t i = 0; i < bytes; i += kLine) __builtin_prefetch(from + i);
 }
 
 // out rows (queries, panels * 16) (+)= a rows (queries, depth) * b panels.
@@ -124,6 +133,7 @@ static void attention(const AttentionArgs* args, int64_t task, void* scratch) {
   const float scale = 1.0f / __builtin_sqrtf(static_cast<float>(a.head_dim));
   for (int64_t i = 0; i < rows; ++i) {
     float* row = q + i * s.q_stride;
+    if (i + kTokensAhead < queries) fetch_head(a.q, image * a.queries + query0 + i + kTokensAhead, channel, a.head_dim);
     load_head(a.q, image * a.queries + query0 + (i < queries ? i : queries - 1), channel, a.head_dim, s.d, row);
     for (int64_t c = 0; c < s.d; c += VL) store(row + c, load(row + c) * scale);
     maximum[i] = -3.0e38f;
@@ -134,6 +144,10 @@ static void attention(const AttentionArgs* args, int64_t task, void* scratch) {
     const int64_t count = a.keys - key0 < kKeyBlock ? a.keys - key0 : kKeyBlock;
     const int64_t padded = round_up(count, kPanel);
     for (int64_t j = 0; j < padded; ++j) {
+      if (j + kTokensAhead < count) {
+        fetch_head(a.k, image * a.keys + key0 + j + kTokensAhead, channel, a.head_dim);
+        if (a.v.data != a.k.data) fetch_head(a.v, image * a.keys + key0 + j + kTokensAhead, channel, a.head_dim);
+      }
       if (j < count) {
         load_head(a.k, image * a.keys + key0 + j, channel, a.head_dim, s.d, token);
       } else {
