@@ -72,6 +72,11 @@ class Experiment:
     main: int
     activations: int
 
+    def corner(self, y: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The part of `y`, computed from `crop`, that equals the same part of the whole."""
+        is_image = y.ndim == 4 and self.crop is not self.feeds
+        return y[:, :-1, :-1] if is_image else y
+
 
 def build(text: str, seed: int = 0) -> Experiment:
     """The experiment of a layer, with random weights and inputs.
