@@ -1,7 +1,7 @@
-"""Kernels on the layers of mdrt/layers.txt under pytest-benchmark: `pytest benchmarks --benchmark-only -k "int8 and 3x3"`.
+"""Kernels on the layers of mdrt/layers.txt: `pytest benchmarks --benchmark-only -k "int8 and 3x3"`.
 
-The clock runs inside the library, around the layer's steps only. Each benchmark first compares a corner of its result with
-the reference, so that no speed is reported for a wrong result. Needs the extra `bench`.
+The clock runs inside the library, around the layer's steps only. Each benchmark first compares a corner of its result
+with the reference, so that no speed is reported for a wrong result. Needs the extra `bench`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from pytest_benchmark.fixture import BenchmarkFixture
 
 ROUNDS = 5
-# Of the root mean square of a result. fp16, int8: what rounding the result to half costs, at most 2**-11 of each number,
-# and half arithmetic where a processor does it; bytes that rounding moves by one are far below.
+# Of the root mean square of a result. fp16 and int8 store it as halves: at most 2**-11 of each number. As much again
+# for numbers of the input that round to another half or byte.
 LARGEST_ERROR = {"fp32": 1e-5, "fp16": 2**-10, "int8": 2**-10}
 
 

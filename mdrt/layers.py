@@ -63,6 +63,7 @@ class Experiment:
             last row and column. With causal attention and for vectors, `crop` is the whole.
         main: number of the node at the heart of the layer: the last one that multiplies or normalises.
         activations: numbers that the layer reads and writes.
+        reader: the layer (`mdrt.quantise.layers`) that reads the result of one that has no matrix.
     """
 
     graph: Graph
@@ -71,6 +72,7 @@ class Experiment:
     crop: dict[str, NDArray[np.float32]]
     main: int
     activations: int
+    reader: str | None
 
     def corner(self, y: NDArray[np.float32]) -> NDArray[np.float32]:
         """The part of `y`, computed from `crop`, that equals the same part of the whole."""
@@ -139,12 +141,14 @@ class _Builder:
         op = self._graph.nodes[main].op
         if op == "group_norm":
             self._activations -= math.prod(self._shape)  # to normalise is its reader's work, as in a pipeline
+        reader = None
         if op not in ("conv2d", "linear"):
-            self._linear("16")  # only a graph with matrices has a format
+            reader = f"layer{len(self._graph.nodes)}"  # only a graph with matrices has a format
+            self._linear("16")
         self._graph.output(self._graph.add("add", [self._value, self._value], name="double"), "y")
         weights = {name: self._random_weight(weight) for name, weight in self._graph.weights.items()}
         crop = self._crop if self._is_cut else self._feeds
-        return Experiment(self._graph, weights, self._feeds, crop, main, self._activations)
+        return Experiment(self._graph, weights, self._feeds, crop, main, self._activations, reader)
 
     def _feed(self, shape: tuple[int, ...]) -> str:
         """An input (1, height, width, channels), (1, tokens, channels) or (1, channels), doubled."""
