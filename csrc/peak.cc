@@ -91,8 +91,9 @@ double measure_read(Kernel kernel, int threads) {
 
 double measure_peak(const std::string& what, const Isa& isa, int threads) {
   if (what == "fp32") return measure_macs(isa.kernels->peak_fp32, threads);
+  if (what == "int8") return measure_macs(isa.kernels->peak_int8, threads);
   if (what == "read") return measure_read(isa.kernels->peak_read, threads);
-  throw fail(MDRT_ERROR_ARGUMENT, "\"%.32s\" is no peak; measure fp32 or read", what.c_str());
+  throw fail(MDRT_ERROR_ARGUMENT, "\"%.32s\" is no peak; measure fp32, int8 or read", what.c_str());
 }
 
 }  // namespace mdrt

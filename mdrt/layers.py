@@ -63,6 +63,7 @@ class Experiment:
             last row and column. With causal attention and for vectors, `crop` is the whole.
         main: number of the node at the heart of the layer: the last one that multiplies or normalises.
         activations: numbers that the layer reads and writes.
+        reader: the layer (`mdrt.quantise.layers`) that reads the result of one that has no matrix.
     """
 
     graph: Graph
@@ -71,6 +72,12 @@ class Experiment:
     crop: dict[str, NDArray[np.float32]]
     main: int
     activations: int
+    reader: str | None
+
+    def corner(self, y: NDArray[np.float32]) -> NDArray[np.float32]:
+        """The part of `y`, computed from `crop`, that equals the same part of the whole."""
+        is_image = y.ndim == 4 and self.crop is not self.feeds
+        return y[:, :-1, :-1] if is_image else y
 
 
 def build(text: str, seed: int = 0) -> Experiment:
@@ -130,20 +137,22 @@ class _Builder:
         if self._main < 0:
             raise ValueError("it neither multiplies nor normalises")
         self._activations += math.prod(self._shape)
-        if self._graph.nodes[self._main].op == "group_norm":
-            # Normalising is its reader's work, as in a pipeline; what remains are the statistics.
-            self._activations -= math.prod(self._shape)
-            main = self._main
-            self._conv2d("1x1", "16")
-            self._main = main
+        main = self._main
+        op = self._graph.nodes[main].op
+        if op == "group_norm":
+            self._activations -= math.prod(self._shape)  # to normalise is its reader's work, as in a pipeline
+        reader = None
+        if op not in ("conv2d", "linear"):
+            reader = f"layer{len(self._graph.nodes)}"  # only a graph with matrices has a format
+            self._linear("16")
         self._graph.output(self._graph.add("add", [self._value, self._value], name="double"), "y")
         weights = {name: self._random_weight(weight) for name, weight in self._graph.weights.items()}
         crop = self._crop if self._is_cut else self._feeds
-        return Experiment(self._graph, weights, self._feeds, crop, self._main, self._activations)
+        return Experiment(self._graph, weights, self._feeds, crop, main, self._activations, reader)
 
     def _feed(self, shape: tuple[int, ...]) -> str:
         """An input (1, height, width, channels), (1, tokens, channels) or (1, channels), doubled."""
-        name = f"x{len(self._feeds)}"
+        name = "xyzabcd"[len(self._feeds)]
         corner = list(shape)
         repeats = [1] * len(shape)
         if len(shape) == 4:
@@ -156,7 +165,8 @@ class _Builder:
         self._feeds[name] = np.tile(numbers, repeats)
         self._crop[name] = numbers[:, :_CROP] if len(shape) == 3 else numbers
         self._activations += math.prod(shape)
-        self._graph.input(name, ["batch", *(f"{name}_{axis}" for axis in range(1, len(shape) - 1)), shape[-1]])
+        sides = {2: (), 3: ("length",), 4: ("height", "width")}[len(shape)]
+        self._graph.input(name, ["batch", *(f"{name}_{side}" for side in sides), shape[-1]])
         return self._graph.add("add", [name, name], name=f"{name}.double")
 
     def _node(self, op: str, inputs: list[str], shape: tuple[int, ...] | None = None, **attributes: Any) -> None:

@@ -48,6 +48,86 @@ static void peak_fp32(const PeakArgs* args, int64_t task, void*) {
   args->macs[task] = args->rounds * kPeakRepeats * kPeakSums * VL;
 }
 
+// The arithmetic of the int8 tile: the instructions that it needs for exact sums, with nothing to load.
+#if defined(__AMX_INT8__)
+static void peak_int8(const PeakArgs* args, int64_t task, void*) {
+  alignas(64) int8_t ones[1024];
+  alignas(64) int32_t sums[256];
+  memset(ones, 1, sizeof ones);
+  int8_tile_begin();
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  _tile_loadd(4, ones, 64);
+  _tile_loadd(5, ones, 64);
+  _tile_loadd(6, ones, 64);
+  _tile_loadd(7, ones, 64);
+  for (int64_t round = 0; round < args->rounds; ++round) {
+    _tile_dpbssd(0, 4, 6);
+    _tile_dpbssd(1, 4, 7);
+    _tile_dpbssd(2, 5, 6);
+    _tile_dpbssd(3, 5, 7);
+  }
+  _tile_stored(0, sums, 64);
+  int8_tile_end();
+  args->results[task] = static_cast<double>(sums[0]);
+  args->macs[task] = args->rounds * 4 * (16 * 16 * 64);
+}
+#elif defined(__ARM_FEATURE_MATMUL_INT8)
+static void peak_int8(const PeakArgs* args, int64_t task, void*) {
+  int32x4_t sums[kPeakSums];
+#pragma GCC unroll 16
+  for (int i = 0; i < kPeakSums; ++i) sums[i] = vdupq_n_s32(i);
+  int8x16_t a = vdupq_n_s8(1);
+  const int8x16_t b = vdupq_n_s8(2);
+  for (int64_t round = 0; round < args->rounds; ++round) {
+#pragma GCC unroll 4
+    for (int repeat = 0; repeat < kPeakRepeats; ++repeat) {
+#pragma GCC unroll 16
+      for (int i = 0; i < kPeakSums; ++i) {
+        MDRT_FORGET(a);
+        sums[i] = vmmlaq_s32(sums[i], a, b);
+      }
+    }
+  }
+  int32x4_t total = sums[0];
+#pragma GCC unroll 16
+  for (int i = 1; i < kPeakSums; ++i) total = vaddq_s32(total, sums[i]);
+  args->results[task] = static_cast<double>(vgetq_lane_s32(total, 0));
+  args->macs[task] = args->rounds * kPeakRepeats * kPeakSums * 32;
+}
+#else
+static void peak_int8(const PeakArgs* args, int64_t task, void*) {
+  constexpr int kVectors = kInt8Columns / VL;
+  vi sums[kInt8Rows][kVectors], b[kVectors];
+#pragma GCC unroll 16
+  for (int j = 0; j < kVectors; ++j) {
+    b[j] = splat_int(0x01020304 * (j + 1));
+    MDRT_FORGET(b[j]);
+#pragma GCC unroll 16
+    for (int r = 0; r < kInt8Rows; ++r) sums[r][j] = splat_int(r);
+  }
+  vi a = splat_int(0x04030201);
+  for (int64_t round = 0; round < args->rounds; ++round) {
+#pragma GCC unroll 16
+    for (int r = 0; r < kInt8Rows; ++r) {
+      MDRT_FORGET(a);
+#pragma GCC unroll 16
+      for (int j = 0; j < kVectors; ++j) sums[r][j] = dot4(sums[r][j], a, b[j]);
+    }
+  }
+  vi total = {};
+#pragma GCC unroll 16
+  for (int r = 0; r < kInt8Rows; ++r) {
+#pragma GCC unroll 16
+    for (int j = 0; j < kVectors; ++j) total += sums[r][j];
+  }
+  args->results[task] = static_cast<double>(total[0]);
+  args->macs[task] = args->rounds * kInt8Rows * kVectors * VL * 4;
+}
+#endif
+
 static void peak_read(const PeakArgs* args, int64_t task, void*) {
   constexpr int kLoads = 8;
   const float* from = args->memory + task * args->floats;
