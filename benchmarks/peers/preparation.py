@@ -123,7 +123,7 @@ class Workshop:
         """One command towards `target`, with a line on standard error, and its output beside if it fails."""
         failed = target.with_name(target.name + ".failed")
         if failed.exists():
-            raise PreparationError(f"{last_line(failed)} ({failed})")
+            raise PreparationError(f"{last_line(failed)} ({failed.relative_to(self.folder)})")
         print(f"{target.relative_to(self.folder)} ...", file=sys.stderr, flush=True)
         log = target.with_name(target.name + ".log")
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -137,4 +137,4 @@ class Workshop:
                 print(f"stopped after {_HOUR} s", file=output)
         if code != 0:
             log.rename(failed)
-            raise PreparationError(f"{last_line(failed)} ({failed})")
+            raise PreparationError(f"{last_line(failed)} ({failed.relative_to(self.folder)})")

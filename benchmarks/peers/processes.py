@@ -71,8 +71,10 @@ class Worker:
     def close(self) -> None:
         """Ends the process. May be called twice."""
         self._process.kill()
-        with contextlib.suppress(BrokenPipeError):
-            self._process.communicate()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()  # type: ignore[union-attr]
 
     def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None

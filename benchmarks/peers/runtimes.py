@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 Array = NDArray[Any]
 Call = Callable[[], Array]
 
+_OUTPUTS = {"text_encoder": "last_hidden_state", "unet": "out_sample", "vae_decoder": "sample"}
+
 
 def load_mdrt(stage: str, model: Path, precision: str, threads: int, feeds: dict[str, Array]) -> tuple[Call, str]:
     """A session of one component; the format is in the bundle."""
@@ -42,7 +44,7 @@ def load_openvino(stage: str, model: Path, precision: str, threads: int, feeds: 
     compiled = openvino.Core().compile_model(model / "model.xml", "CPU", options)
     request = compiled.create_infer_request()
     inputs = list(feeds.values())
-    return lambda: request.infer(inputs)[0].copy(), openvino.__version__
+    return lambda: request.infer(inputs)[0].copy(), openvino.__version__.split("-")[0]
 
 
 def load_onnxruntime(
@@ -90,13 +92,13 @@ def load_ncnn(stage: str, model: Path, precision: str, threads: int, feeds: dict
 
 def load_mnn(stage: str, model: Path, precision: str, threads: int, feeds: dict[str, Array]) -> tuple[Call, str]:
     """High precision: float32 arithmetic, Winograd included."""
-    del stage, precision
+    del precision
     import MNN
 
     config = {"backend": "CPU", "numThread": threads, "precision": "high", "memory": "normal"}
     manager = MNN.nn.create_runtime_manager((config,))
     path = str(model / "model.mnn")
-    module = MNN.nn.load_module_from_file(path, list(feeds), ["output"], runtime_manager=manager)
+    module = MNN.nn.load_module_from_file(path, list(feeds), [_OUTPUTS[stage]], runtime_manager=manager)
     inputs = []
     for array in map(_narrow, feeds.values()):
         kind = MNN.expr.int if array.dtype.kind == "i" else MNN.expr.float

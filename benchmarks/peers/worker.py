@@ -50,7 +50,7 @@ def turn(call: Callable[[], object], at_least: float) -> float:
     """One call to warm up, since others ran in between; then the median of as many as take `at_least` seconds."""
     call()
     times: list[float] = []
-    while sum(times) < at_least:
+    while not times or sum(times) < at_least:
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)
