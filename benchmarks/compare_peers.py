@@ -22,34 +22,30 @@ from pathlib import Path
 
 from peers import peaks
 from peers.amx import has_amx
-from peers.contenders import CONTENDERS, KINDS, STAGES, Contender
+from peers.contenders import CONTENDERS, KINDS, LIMITS, STAGES, Contender
 from peers.preparation import REPOSITORY, PreparationError, Workshop
 from peers.processes import Worker, WorkerError
 from peers.report import Group, Report, Row
-
-LIMITS: dict[str, dict[str, dict[str, str]]] = {
-    "": {},
-    "AVX2": {"mdrt": {"MDRT_ISA": "avx2"}, "OpenVINO": {"ONEDNN_MAX_CPU_ISA": "AVX2"}},
-}
-"""Variables by runtime that keep it to an instruction set; a runtime that cannot be told is left out."""
 
 
 def contenders(stage: str, kind: str, limit: str) -> list[Contender]:
     """Those of one comparison; where the processor has AMX, who uses it takes part with it and without."""
     rows = [row for row in CONTENDERS if row.kind == kind and stage in row.stages]
-    if limit:
-        told = LIMITS[limit]
+    if limit in LIMITS:
+        told = LIMITS[limit].variables
         return [
             dataclasses.replace(row, variables=told[row.runtime], limit=f"{limit} only", amx=False)
             for row in rows
             if row.runtime in told
         ]
-    both = has_amx()
-    return [
-        variant
-        for row in rows
-        for variant in [row, *([dataclasses.replace(row, amx=False, limit="no AMX")] if row.amx and both else [])]
-    ]
+    if not has_amx():
+        return [dataclasses.replace(row, amx=False) for row in rows]
+    variants = []
+    for row in rows:
+        variants.append(row)
+        if row.amx:
+            variants.append(dataclasses.replace(row, amx=False, limit="no AMX"))
+    return variants
 
 
 def start(contender: Contender, stage: str, threads: int, workshop: Workshop, seconds: float) -> Worker:
@@ -114,7 +110,7 @@ def groups(arguments: argparse.Namespace) -> Iterator[tuple[str, str, int, str]]
     for stage in arguments.stages:
         for threads in arguments.threads:
             for kind in arguments.kinds:
-                yield from ((stage, kind, threads, limit) for limit in arguments.limits)
+                yield from ((stage, kind, threads, limit) for limit in arguments.limits or [""])
 
 
 def prepare(workshop: Workshop, arguments: argparse.Namespace) -> None:
@@ -146,7 +142,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prepare", action="store_true", help="only install and convert")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
-    parser.add_argument("--limits", nargs="+", choices=LIMITS, default=[""], help="AVX2: those who can be told")
+    parser.add_argument("--limits", nargs="+", choices=LIMITS, default=[], help="only those who can be told")
     parser.add_argument("--threads", nargs="+", type=int, default=[2, 1])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.2, help="a turn repeats a call until it took as long")
@@ -166,7 +162,7 @@ def main() -> None:
         if stage not in report.gmac:
             report.gmac[stage] = gmac(stage, workshop.bundle("fp32"))
         try:
-            peak = peaks.measure(workshop.folder, threads)
+            peak = peaks.measure(workshop.folder, threads, LIMITS[limit].units if limit else None)
         except (OSError, subprocess.CalledProcessError) as error:
             print(f"no peaks: {error}", file=sys.stderr)
             peak = {}

@@ -94,9 +94,27 @@ def test_a_peer_that_ends_in_a_round_leaves_no_seconds(workshop, monkeypatch):
     assert row.seconds == [] and row.reason
 
 
+def test_who_uses_amx_runs_with_it_and_without(monkeypatch):
+    monkeypatch.setattr(compare_peers, "has_amx", lambda: True)
+    rows = compare_peers.contenders("unet", "int8", "")
+    assert [row.label for row in rows if row.runtime == "mdrt"] == ["int8", "int8, no AMX"]
+    assert {row.amx for row in rows if row.limit} == {False}
+    assert not any(row.limit for row in compare_peers.contenders("unet", "fp32", ""))
+    monkeypatch.setattr(compare_peers, "has_amx", lambda: False)
+    rows = compare_peers.contenders("unet", "int8", "")
+    assert rows and not any(row.amx or row.limit for row in rows)
+
+
+def test_a_limit_leaves_who_can_be_told():
+    rows = compare_peers.contenders("vae_decoder", "int8", "AVX2")
+    assert {row.runtime for row in rows} == {"mdrt", "OpenVINO"}
+    assert all(row.variables and row.label.endswith(", AVX2 only") and not row.amx for row in rows)
+
+
 def group(kind="int8", ours=(1.0, 1.2, 1.1), theirs=(2.0, 2.0, 2.0)):
     rows = [
-        Row("mdrt", "int8", "int8", amx=False, version="1", seconds=list(ours)),
+        Row("mdrt", "int8", "int8", amx=True, version="1", seconds=list(ours)),
+        Row("mdrt", "int8, no AMX", "int8", amx=False, version="1", seconds=[3.0, 3.0, 3.0]),
         Row("OpenVINO", "int8", "int8", amx=True, version="2", seconds=list(theirs)),
         Row("OpenVINO", "int8, no AMX", "int8", amx=False, version="2", seconds=[4.0, 4.0, 4.0]),
         Row("ncnn", "int8", "int8", amx=False, reason="no | quantiser"),
@@ -119,9 +137,9 @@ def test_tables_are_written_between_the_markers(page):
     text = page.read_text()
     assert text.startswith(f"Before.\n{BEGIN}\n") and text.endswith(f"{END}\nAfter.\n") and "old" not in text
     summary = "| UNet | int8 | 2 | 1.100 | OpenVINO int8 | 2.000 | 0.55 (0.50-0.60) "
-    assert summary + "| OpenVINO int8, no AMX | 4.000 | 0.28 (0.25-0.30) |" in text
+    assert summary + "| 3.000 | OpenVINO int8, no AMX | 4.000 | 0.75 (0.75-0.75) |" in text
     assert "| OpenVINO | int8 | 2.000 | 0.55 (0.50-0.60) | 50 | 12% of int8 AMX |" in text
-    assert "| OpenVINO | int8, no AMX | 4.000 | 0.28 (0.25-0.30) | 25 | 25% of int8 AVX512-VNNI |" in text
+    assert "| OpenVINO | int8, no AMX | 4.000 | 0.75 (0.75-0.75) | 25 | 25% of int8 AVX512-VNNI |" in text
     assert "| ncnn | int8 | not measured: no / quantiser |" in text
 
 
@@ -132,10 +150,10 @@ def test_a_report_is_continued_on_the_same_machine_only(page, monkeypatch):
     report.write()
     report = Report(page)
     report.add(group())
-    report.add(group(ours=(3.0, 3.0, 3.0)))
+    report.add(group(ours=(2.9, 2.9, 2.9)))
     text = report.markdown()
     assert (
-        "| UNet | fp32 | 2 | 1.100 |" in text and "| UNet | int8 | 2 | 3.000 |" in text and "1.50 (1.50-1.50)" in text
+        "| UNet | fp32 | 2 | 1.100 |" in text and "| UNet | int8 | 2 | 2.900 |" in text and "1.45 (1.45-1.45)" in text
     )
     monkeypatch.setattr("peers.report.machine", lambda: {"cpu": "another", "cores": 1, "memory_gb": 1, "kernel": "1"})
     report = Report(page)

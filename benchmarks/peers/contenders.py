@@ -20,7 +20,7 @@ class Contender:
         environment: of `peers.preparation.PACKAGES`; "" for the interpreter that runs this.
         recipe: the model that it loads, of `peers.convert.RECIPES`; for mdrt the format of its bundle.
         stages: where it is measured.
-        amx: whether it uses Intel's AMX where there is any; it is then measured with and without.
+        amx: whether it uses Intel's AMX, if there is any; it is then measured with and without.
         unit: the kind of arithmetic whose peak it is held against.
     """
 
@@ -50,7 +50,7 @@ CONTENDERS = (
     Contender("mdrt", "fp16", "16 bit", "", "fp16", "fp32"),
     Contender("OpenVINO", "bf16", "16 bit", "openvino", "openvino-fp32", "bf16", amx=True),
     Contender("ncnn", "bf16", "16 bit", "ncnn", "ncnn-fp32", "bf16"),
-    Contender("mdrt", "int8", "int8", "", "int8", "int8"),
+    Contender("mdrt", "int8", "int8", "", "int8", "int8", amx=True),
     Contender("OpenVINO", "int8", "int8", "openvino", "openvino-int8", "int8", amx=True),
     Contender("OpenVINO", "int8 + bf16", "int8", "openvino", "openvino-int8", "int8", amx=True),
     Contender("ONNX Runtime", "int8 QDQ", "int8", "onnxruntime", "onnx-int8-qdq", "int8", amx=True),
@@ -65,3 +65,28 @@ CONTENDERS = (
         amx=True,
     ),
 )
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How runtimes are kept to an instruction set; those that cannot be told are left out.
+
+    Attributes:
+        variables: of the environment, by runtime.
+        units: labels of `peers.peaks.UNITS` that are left.
+    """
+
+    variables: dict[str, dict[str, str]]
+    units: frozenset[str]
+
+
+LIMITS = {
+    "AVX2": Limit(
+        {"mdrt": {"MDRT_ISA": "avx2"}, "OpenVINO": {"ONEDNN_MAX_CPU_ISA": "AVX2"}},
+        frozenset({"fp32 AVX2", "int8 AVX2, saturating"}),
+    ),
+    "AVX-VNNI": Limit(
+        {"mdrt": {"MDRT_ISA": "avxvnni"}, "OpenVINO": {"ONEDNN_MAX_CPU_ISA": "AVX2_VNNI"}},
+        frozenset({"fp32 AVX2", "int8 AVX-VNNI"}),
+    ),
+}

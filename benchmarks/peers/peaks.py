@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,8 +43,8 @@ def cpu_flags() -> set[str]:
     return set(match[1].split()) if match else set()
 
 
-def measure(folder: Path, threads: int) -> dict[str, float]:
-    """GMAC/s by the labels of the units that this processor has.
+def measure(folder: Path, threads: int, only: Collection[str] | None = None) -> dict[str, float]:
+    """GMAC/s by the labels of the units that this processor has, or of some of them.
 
     Raises:
         subprocess.CalledProcessError, FileNotFoundError: there is no C compiler, or it fails.
@@ -53,7 +54,8 @@ def measure(folder: Path, threads: int) -> dict[str, float]:
         folder.mkdir(parents=True, exist_ok=True)
         subprocess.run(["cc", "-O2", "-pthread", _SOURCE, "-o", program], check=True)
     flags = cpu_flags()
-    return {unit.label: _rate(program, unit, threads) for unit in UNITS if unit.flag in flags}
+    units = [unit for unit in UNITS if unit.flag in flags and (only is None or unit.label in only)]
+    return {unit.label: _rate(program, unit, threads) for unit in units}
 
 
 def _rate(program: Path, unit: Unit, threads: int) -> float:
