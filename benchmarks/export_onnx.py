@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import NamedTuple
 
+import onnx
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
@@ -18,7 +20,13 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from weights_tools.modules import load_unet
 
-Export = tuple[nn.Module, dict[str, Tensor], str]
+
+class Network(NamedTuple):
+    """A module in inference mode, inputs for one picture in its order, and the name of its output."""
+
+    module: nn.Module
+    inputs: dict[str, Tensor]
+    output: str
 
 
 class _Decoder(nn.Module):
@@ -45,7 +53,7 @@ class _TextEncoder(nn.Module):
         return state
 
 
-def unet(checkpoint: Path, latent_size: int) -> Export:
+def unet(checkpoint: Path, latent_size: int) -> Network:
     """sample, timestep, encoder_hidden_states -> out_sample."""
     model = load_unet(checkpoint)
     config = model.config
@@ -54,22 +62,22 @@ def unet(checkpoint: Path, latent_size: int) -> Export:
         "timestep": torch.tensor([500.0]),
         "encoder_hidden_states": torch.randn(1, _max_length(checkpoint), config.cross_attention_dim),
     }
-    return model, inputs, "out_sample"
+    return Network(model, inputs, "out_sample")
 
 
-def vae_decoder(checkpoint: Path, latent_size: int) -> Export:
+def vae_decoder(checkpoint: Path, latent_size: int) -> Network:
     """latent_sample -> sample."""
     model = AutoencoderKL.from_pretrained(checkpoint / "vae", torch_dtype=torch.float32).eval()
     latent = torch.randn(1, model.config.latent_channels, latent_size, latent_size)
-    return _Decoder(model), {"latent_sample": latent}, "sample"
+    return Network(_Decoder(model), {"latent_sample": latent}, "sample")
 
 
-def text_encoder(checkpoint: Path, latent_size: int) -> Export:
+def text_encoder(checkpoint: Path, latent_size: int) -> Network:
     """input_ids (int64) -> last_hidden_state."""
     del latent_size
     model = CLIPTextModel.from_pretrained(checkpoint / "text_encoder", dtype=torch.float32, attn_implementation="eager")
     ids = torch.randint(0, model.config.vocab_size, (1, _max_length(checkpoint)))
-    return _TextEncoder(model.eval()), {"input_ids": ids}, "last_hidden_state"
+    return Network(_TextEncoder(model.eval()), {"input_ids": ids}, "last_hidden_state")
 
 
 COMPONENTS = {"text_encoder": text_encoder, "unet": unet, "vae_decoder": vae_decoder}
@@ -79,6 +87,37 @@ def _max_length(checkpoint: Path) -> int:
     return int(CLIPTextConfig.from_pretrained(checkpoint / "text_encoder").max_position_embeddings)
 
 
+def export(network: Network, path: Path) -> None:
+    """Writes one ONNX file; sizes are those of the network's inputs."""
+    with torch.no_grad():
+        torch.onnx.export(
+            network.module,
+            tuple(network.inputs.values()),
+            path,
+            input_names=list(network.inputs),
+            output_names=[network.output],
+            opset_version=17,
+            dynamo=False,
+        )
+    model = onnx.load(path)
+    _separate(model.graph)
+    onnx.save(model, path)
+
+
+def _separate(graph: onnx.GraphProto) -> None:
+    """Gives every node its own weights again.
+
+    The exporter stores equal ones once, behind Identity: the zero biases of a random checkpoint are. Quantisers would
+    leave these layers in float. In a trained model none are equal.
+    """
+    weights = {weight.name: weight for weight in graph.initializer}
+    for node in [node for node in graph.node if node.op_type == "Identity" and node.input[0] in weights]:
+        copy = graph.initializer.add()
+        copy.CopyFrom(weights[node.input[0]])
+        copy.name = node.output[0]
+        graph.node.remove(node)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path)
@@ -86,20 +125,11 @@ def main() -> None:
     parser.add_argument("--components", nargs="+", choices=COMPONENTS, default=list(COMPONENTS))
     parser.add_argument("--latent-size", type=int, default=64)
     arguments = parser.parse_args()
+    torch.manual_seed(0)
     arguments.output.mkdir(parents=True, exist_ok=True)
     for component in arguments.components:
-        model, inputs, output = COMPONENTS[component](arguments.checkpoint, arguments.latent_size)
         path = arguments.output / f"{component}.onnx"
-        with torch.no_grad():
-            torch.onnx.export(
-                model,
-                tuple(inputs.values()),
-                path,
-                input_names=list(inputs),
-                output_names=[output],
-                opset_version=17,
-                dynamo=False,
-            )
+        export(COMPONENTS[component](arguments.checkpoint, arguments.latent_size), path)
         print(f"{path}: {path.stat().st_size / 1e6:.0f} MB")
 
 

@@ -1,0 +1,92 @@
+"""Who is measured: runtimes, their precisions, and what they run in and on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+STAGES = ("text_encoder", "unet", "vae_decoder")
+KINDS = ("fp32", "16 bit", "int8")
+"""Only contenders of one kind are compared: fp32; bf16 or fp16; int8, with what is left in any other."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One row of a table.
+
+    Attributes:
+        runtime: as `peers.runtimes.LOADERS` calls it.
+        precision: what it computes in.
+        kind: of `KINDS`.
+        environment: of `peers.preparation.PACKAGES`; "" for the interpreter that runs this.
+        recipe: the model that it loads, of `peers.convert.RECIPES`; for mdrt the format of its bundle.
+        stages: where it is measured.
+        amx: whether it uses Intel's AMX, if there is any; it is then measured with and without.
+        unit: the kind of arithmetic whose peak it is held against.
+    """
+
+    runtime: str
+    precision: str
+    kind: str
+    environment: str
+    recipe: str
+    unit: str
+    stages: tuple[str, ...] = STAGES
+    amx: bool = False
+    variables: dict[str, str] = field(default_factory=dict)
+    limit: str = ""
+
+    @property
+    def label(self) -> str:
+        """The precision, and what the contender is told not to use."""
+        return f"{self.precision}, {self.limit}" if self.limit else self.precision
+
+
+CONTENDERS = (
+    Contender("mdrt", "fp32", "fp32", "", "fp32", "fp32"),
+    Contender("OpenVINO", "fp32", "fp32", "openvino", "openvino-fp32", "fp32"),
+    Contender("ONNX Runtime", "fp32", "fp32", "onnxruntime", "onnx-fp32", "fp32"),
+    Contender("ncnn", "fp32", "fp32", "ncnn", "ncnn-fp32", "fp32"),
+    Contender("MNN", "fp32", "fp32", "mnn", "mnn-fp32", "fp32"),
+    Contender("mdrt", "fp16", "16 bit", "", "fp16", "fp32"),
+    Contender("OpenVINO", "bf16", "16 bit", "openvino", "openvino-fp32", "bf16", amx=True),
+    Contender("ncnn", "bf16", "16 bit", "ncnn", "ncnn-fp32", "bf16"),
+    Contender("mdrt", "int8", "int8", "", "int8", "int8", amx=True),
+    Contender("OpenVINO", "int8", "int8", "openvino", "openvino-int8", "int8", amx=True),
+    Contender("OpenVINO", "int8 + bf16", "int8", "openvino", "openvino-int8", "int8", amx=True),
+    Contender("ONNX Runtime", "int8 QDQ", "int8", "onnxruntime", "onnx-int8-qdq", "int8", amx=True),
+    Contender(
+        "ONNX Runtime",
+        "int8 dynamic",
+        "int8",
+        "onnxruntime",
+        "onnx-int8-dynamic",
+        "int8",
+        stages=("text_encoder", "unet"),  # it quantises matrix products; the decoder has none
+        amx=True,
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Limit:
+    """How runtimes are kept to an instruction set; those that cannot be told are left out.
+
+    Attributes:
+        variables: of the environment, by runtime.
+        units: labels of `peers.peaks.UNITS` that are left.
+    """
+
+    variables: dict[str, dict[str, str]]
+    units: frozenset[str]
+
+
+LIMITS = {
+    "AVX2": Limit(
+        {"mdrt": {"MDRT_ISA": "avx2"}, "OpenVINO": {"ONEDNN_MAX_CPU_ISA": "AVX2"}},
+        frozenset({"fp32 AVX2", "int8 AVX2, saturating"}),
+    ),
+    "AVX-VNNI": Limit(
+        {"mdrt": {"MDRT_ISA": "avxvnni"}, "OpenVINO": {"ONEDNN_MAX_CPU_ISA": "AVX2_VNNI"}},
+        frozenset({"fp32 AVX2", "int8 AVX-VNNI"}),
+    ),
+}

@@ -1,0 +1,70 @@
+"""A process that loads one model once and times it whenever it is told: `python -m peers.worker JSON`.
+
+JSON is an object with runtime, precision, stage, model, reference, threads, amx and seconds. Answers are lines of JSON
+on standard output: one when the model is loaded (and compared with the reference), then one for each line of standard
+input.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from peers.amx import forbid_amx
+from peers.convert import read_reference
+from peers.runtimes import LOADERS
+
+
+def main() -> None:
+    # Runtimes print; the answers keep the real standard output to themselves.
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def answer(**values: Any) -> None:
+        print(json.dumps(values), file=answers, flush=True)
+
+    task = json.loads(sys.argv[1])
+    if not task["amx"]:
+        forbid_amx()
+    feeds, expected = read_reference(Path(task["reference"]))
+    start = time.perf_counter()
+    load = LOADERS[task["runtime"]]
+    call, version = load(task["stage"], Path(task["model"]), task["precision"], task["threads"], feeds)
+    load_seconds = time.perf_counter() - start
+    output = np.asarray(call(), np.float32).reshape(expected.shape)
+    error = float(np.sqrt(np.mean((output - expected) ** 2) / np.mean(expected**2)))
+    answer(version=version, load_seconds=load_seconds, error=error)
+    for _ in sys.stdin:
+        answer(seconds=turn(call, task["seconds"]), peak_rss_bytes=peak_rss_bytes())
+
+
+def turn(call: Callable[[], object], at_least: float) -> float:
+    """One call to warm up, since others ran in between; then the median of as many as take `at_least` seconds."""
+    call()
+    times: list[float] = []
+    while not times or sum(times) < at_least:
+        start = time.perf_counter()
+        call()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times)
+
+
+def peak_rss_bytes() -> int:
+    """VmHWM of this process: mapped weights that were touched are in it."""
+    with open("/proc/self/status", encoding="ascii") as status:
+        for line in status:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    raise RuntimeError("/proc/self/status has no VmHWM")
+
+
+if __name__ == "__main__":
+    main()
