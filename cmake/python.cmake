@@ -1,5 +1,9 @@
 # The extension mdrt._core and, beside it in the package, the library and its header: what a wheel carries.
-find_package(Python COMPONENTS Interpreter Development.Module)
+set(components Interpreter Development.Module)
+if(CMAKE_CROSSCOMPILING)  # the interpreter at hand is not the one that the extension is for
+  list(REMOVE_ITEM components Interpreter)
+endif()
+find_package(Python COMPONENTS ${components})
 if(NOT Python_Development.Module_FOUND)
   message(FATAL_ERROR "Python.h of ${Python_EXECUTABLE} was not found. Install it:\n  sudo apt install python3-dev")
 endif()

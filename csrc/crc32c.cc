@@ -46,7 +46,7 @@ uint32_t update_portable(uint32_t crc, const unsigned char* at, size_t size) {
 }
 
 #if defined(__x86_64__)
-__attribute__((target("sse4.2"))) uint32_t update_hardware(uint32_t crc, const unsigned char* at, size_t size) {
+__attribute__((target("sse4.2,crc32"))) uint32_t update_hardware(uint32_t crc, const unsigned char* at, size_t size) {
   uint64_t wide = crc;
   for (; size >= 8; size -= 8, at += 8) wide = __builtin_ia32_crc32di(wide, load64(at));
   crc = static_cast<uint32_t>(wide);
