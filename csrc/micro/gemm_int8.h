@@ -27,8 +27,10 @@ constexpr int kInt8Rows = 6, kInt8Panels = 1;
 constexpr int kInt8Rows = 8, kInt8Panels = 2;
 #elif defined(__AVX2__)
 constexpr int kInt8Rows = 4, kInt8Panels = 1;
-#elif defined(__aarch64__)
+#elif defined(__ARM_FEATURE_DOTPROD)
 constexpr int kInt8Rows = 6, kInt8Panels = 1;
+#elif defined(__aarch64__)
+constexpr int kInt8Rows = 2, kInt8Panels = 1;
 #else
 constexpr int kInt8Rows = 2, kInt8Panels = 1;
 #endif
@@ -50,6 +52,10 @@ struct Int8TileArgs {
 #include "micro/gemm_int8_amx.h"
 #elif defined(__ARM_FEATURE_MATMUL_INT8)
 #include "micro/gemm_int8_neoni8mm.h"
+#elif defined(__ARM_FEATURE_DOTPROD)
+#include "micro/gemm_int8_neondot.h"
+#elif defined(__aarch64__)
+#include "micro/gemm_int8_neon.h"
 #else
 #include "micro/gemm_int8_dot4.h"
 #endif

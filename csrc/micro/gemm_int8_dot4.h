@@ -28,18 +28,6 @@ inline vi dot4(vi acc, vi a, vi b) {
   const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(signed_a), _mm256_sign_epi8(reinterpret_cast<__m256i>(b), signed_a));
   return acc + reinterpret_cast<vi>(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
-#elif defined(__ARM_FEATURE_DOTPROD)
-inline vi dot4(vi acc, vi a, vi b) {
-  return reinterpret_cast<vi>(
-      vdotq_s32(reinterpret_cast<int32x4_t>(acc), reinterpret_cast<int8x16_t>(a), reinterpret_cast<int8x16_t>(b)));
-}
-#elif defined(__aarch64__)
-// Two products of at most 128 * 127 fit into 16 bits because no weight is -128.
-inline vi dot4(vi acc, vi a, vi b) {
-  const int8x16_t x = reinterpret_cast<int8x16_t>(a), w = reinterpret_cast<int8x16_t>(b);
-  const int16x8_t pairs = vpaddq_s16(vmull_s8(vget_low_s8(x), vget_low_s8(w)), vmull_high_s8(x, w));
-  return reinterpret_cast<vi>(vpadalq_s16(reinterpret_cast<int32x4_t>(acc), pairs));
-}
 #else
 inline vi byte_of(vi x, int i) { return x << (24 - 8 * i) >> 24; }
 inline vi dot4(vi acc, vi a, vi b) {

@@ -1,0 +1,131 @@
+"""Instructions and simulated cycles of register tiles: the loops that the compiler really made, taken from object files.
+
+A tile's loop is the innermost loop with the most multiply-adds of its kind. llvm-mca simulates it on a processor of LLVM's; the
+result is a static estimate with every load a hit in the first-level cache, not a measurement.
+
+    python benchmarks/count_tiles.py build-arm64/CMakeFiles/mdrt_isa_neondot.dir/csrc/isa_unit.cc.o ...
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+# What counts as multiply-adds: kind -> (instruction with its operands as objdump prints them, multiply-adds).
+MACS: dict[str, tuple[tuple[str, int], ...]] = {
+    "int8": ((r"sdot\t.*\.4s", 16), (r"smmla\t", 32), (r"sm(?:ull|lal)2?\tv\d+\.8h", 8)),
+    "fp16": ((r"fmla\tv\d+\.8h", 8),),
+    "fp32": ((r"fmla\tv\d+\.4s", 4),),
+}
+# Instruction set -> LLVM's processor, and multiply-adds per cycle of its pipes by kind. neoverse-n1 is the server's
+# Cortex-A76, whose own name in LLVM means an older pipeline.
+PROCESSORS: dict[str, tuple[str, dict[str, int]]] = {
+    "neon": ("cortex-a72", {"int8": 8, "fp32": 8}),
+    "neondot": ("neoverse-n1", {"int8": 32, "fp16": 16, "fp32": 8}),
+    "neoni8mm": ("neoverse-n2", {"int8": 64, "fp16": 16, "fp32": 8}),
+}
+
+
+@dataclass(frozen=True)
+class Loop:
+    """An innermost loop of an object file."""
+
+    isa: str
+    kind: str
+    compiler: str
+    instructions: tuple[str, ...]
+    macs: int
+
+    @property
+    def spills(self) -> int:
+        """Vector registers that wait in memory."""
+        return sum(1 for line in self.instructions if re.match(r"(?:ld|st)[rpu]+\t[qd]\d+,.*\[(?:sp|x29)", line))
+
+    def cycles(self, iterations: int = 200) -> float:
+        """Simulated cycles of one iteration."""
+        text = "\n".join(re.sub(r"^(b\S*|cbnz|cbz)\t(.*?)[0-9a-f]+ <.*", r"\1\t\2tile", line) for line in self.instructions)
+        processor = PROCESSORS[self.isa][0]
+        command = [str(find_mca()), "-mtriple=aarch64", f"-mcpu={processor}", "-mattr=+dotprod,+fullfp16,+i8mm", f"-iterations={iterations}"]
+        out = subprocess.run(command, input=f"tile:\n{text}\n", capture_output=True, text=True, timeout=60, check=True).stdout
+        match = re.search(r"^Total Cycles:\s+(\d+)", out, re.MULTILINE)
+        assert match
+        return int(match[1]) / iterations
+
+
+def find_mca() -> str | None:
+    """The path of llvm-mca 19 or newer, whose models are good enough; None without."""
+    return next((path for path in map(shutil.which, ("llvm-mca-19", "llvm-mca-20", "llvm-mca-21")) if path), None)
+
+
+def innermost_loops(path: Path) -> Iterator[list[str]]:
+    """Bodies of loops without loops or calls inside, as lines of instruction and operands."""
+    text = subprocess.run(
+        ["aarch64-linux-gnu-objdump", "-d", "--no-show-raw-insn", path], capture_output=True, text=True, timeout=120, check=True
+    ).stdout
+    for function in re.split(r"\n(?=[0-9a-f]+ <)", text):
+        lines = [(int(m[1], 16), m[2].split("//")[0].rstrip()) for m in re.finditer(r"^ *([0-9a-f]+):\t(.*)$", function, re.MULTILINE)]
+        index = {address: i for i, (address, _) in enumerate(lines)}
+        jumps: list[tuple[int, int]] = []
+        for i, (_, line) in enumerate(lines):
+            match = re.match(r"(?:b\S*|cbn?z|tbn?z)\t.*?([0-9a-f]+) <", line)
+            if match and not line.startswith("bl\t") and int(match[1], 16) in index:
+                jumps.append((index[int(match[1], 16)], i))
+        back = [(first, last) for first, last in jumps if first <= last]
+        for first, last in back:
+            inside = [jump for jump in back if jump != (first, last) and first <= jump[0] and jump[1] <= last]
+            if not inside:
+                yield [line for _, line in lines[first : last + 1]]
+
+
+def count_macs(kind: str, lines: list[str]) -> int:
+    """Multiply-adds of one iteration."""
+    return sum(macs for line in lines for pattern, macs in MACS[kind] if re.match(pattern, line))
+
+
+def compiler_of(path: Path) -> str:
+    """gcc 12.2.0, clang 19.1.7: what the object says."""
+    text = subprocess.run(["aarch64-linux-gnu-readelf", "-p", ".comment", path], capture_output=True, text=True, check=True).stdout
+    clang, gcc = re.search(r"clang version (\d+)", text), re.search(r"GCC: .* (\d+)\.\d+\.\d+", text)
+    return f"clang {clang[1]}" if clang else f"gcc {gcc[1]}" if gcc else "unknown"
+
+
+def tiles(path: Path) -> list[Loop]:
+    """The tile's loop of every kind that the object has."""
+    match = re.search(r"mdrt_isa_(\w+)\.dir", str(path))
+    isa = match[1] if match else path.name.split(".")[0]
+    loops = list(innermost_loops(path))
+    found = []
+    for kind in PROCESSORS[isa][1]:
+        most = max(loops, key=lambda lines: count_macs(kind, lines), default=[])
+        if count_macs(kind, most):
+            found.append(Loop(isa, kind, compiler_of(path), tuple(most), count_macs(kind, most)))
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("objects", nargs="+", type=Path)
+    parser.add_argument("--show", action="store_true", help="print the loops")
+    args = parser.parse_args()
+    print("| isa | kind | compiler | instructions | MAC | per MAC | spills | processor (mca) | MAC/cycle | of | share |")
+    print("|---|---|---|---|---|---|---|---|---|---|---|")
+    for path in args.objects:
+        for loop in tiles(path):
+            processor, peaks = PROCESSORS[loop.isa]
+            count, speed = len(loop.instructions), loop.macs / loop.cycles()
+            peak = peaks[loop.kind]
+            print(
+                f"| {loop.isa} | {loop.kind} | {loop.compiler} | {count} | {loop.macs} | {count / loop.macs:.4f} | {loop.spills} "
+                f"| {processor} | {speed:.1f} | {peak} | {100 * speed / peak:.0f} % |"
+            )
+            if args.show:
+                print("\n".join(loop.instructions))
+
+
+if __name__ == "__main__":
+    main()
