@@ -113,9 +113,9 @@ inline StoreSums choose_store(const GemmArgs& g) {
   return g.residual.data ? store_sums<false, true> : store_sums<false, false>;
 }
 
-// All rows of the block times one group of panels; `next_panels` panels follow in the task.
+// All rows of the block times one group of panels.
 template <int kPanels>
-void int8_panels(const Int8Block& block, int64_t panel, int64_t next_panels, int32_t* c) {
+void int8_panels(const Int8Block& block, int64_t panel, int32_t* c) {
   const GemmArgs& g = block.g;
   const GemmTask& t = block.t;
   int64_t tap_offsets[kMaxTaps], pixels_of[kInt8Rows];
@@ -132,13 +132,8 @@ void int8_panels(const Int8Block& block, int64_t panel, int64_t next_panels, int
   if (g.gated) read_columns(block, sums.column + g.panels / 2 * kPanel, sums.columns, &gate);
   const StoreSums store_tile = choose_store(g);
   const int64_t pixels = t.h * t.w;
-  const int64_t next_bytes = next_panels * tile.b_panel, share = round_up(next_bytes / ((pixels + kInt8Rows - 1) / kInt8Rows) + 1, 64);
-  int64_t y = 0, x = 0, fetched = 0;
-  const auto fetch_ahead = [&](const int8_t* weights) {
-    tile.next = weights + kPanels * tile.b_panel + fetched;
-    tile.next_bytes = next_bytes - fetched < share ? next_bytes - fetched : share;
-  };
-  for (int64_t m = 0; m < pixels; m += kInt8Rows, fetched += share) {
+  int64_t y = 0, x = 0;
+  for (int64_t m = 0; m < pixels; m += kInt8Rows) {
     for (int r = 0; r < kInt8Rows; ++r) {
       tile.rows[r] = block.a + (y * g.stride_h * block.a_w + x * g.stride_w) * block.a_stride;
       pixels_of[r] = block.pixel0 + y * g.out_w + x;
@@ -148,12 +143,10 @@ void int8_panels(const Int8Block& block, int64_t panel, int64_t next_panels, int
     tile.num_rows = static_cast<int>(sums.rows);
     tile.b = b;
     tile.c = c;
-    fetch_ahead(tile.b);
     int8_tile<kPanels>(tile);
     if (g.gated) {
       tile.b = b + g.panels / 2 * tile.b_panel;
       tile.c = c + kInt8Rows * kInt8Columns;
-      fetch_ahead(tile.b);
       int8_tile<kPanels>(tile);
     }
     store_tile(block, sums, value, gate);
@@ -190,10 +183,7 @@ static void gemm_int8(const GemmArgs* args, int64_t task, void* scratch) {
   }
   int8_tile_begin();
   int64_t p = 0;
-  for (; p + kInt8Panels <= t.panels; p += kInt8Panels) {
-    const int64_t rest = t.panels - p - kInt8Panels;
-    int8_panels<kInt8Panels>(block, t.panel0 + p, rest < kInt8Panels ? rest : kInt8Panels, c);
-  }
-  for (; p < t.panels; ++p) int8_panels<1>(block, t.panel0 + p, 0, c);
+  for (; p + kInt8Panels <= t.panels; p += kInt8Panels) int8_panels<kInt8Panels>(block, t.panel0 + p, c);
+  for (; p < t.panels; ++p) int8_panels<1>(block, t.panel0 + p, c);
   int8_tile_end();
 }

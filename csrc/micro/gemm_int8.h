@@ -43,8 +43,6 @@ struct Int8TileArgs {
   int64_t taps, depth;            // depth: a multiple of 16; A is zero from there to the next multiple of 64
   const int8_t* b;                // (panel, tap, depth / 4, 16, 4)
   int64_t b_panel;                // bytes
-  const int8_t* next;             // weights of the tiles to come, for the tile to fetch ahead
-  int64_t next_bytes;
   int32_t* c;                     // (MR, NR)
 };
 

@@ -55,9 +55,6 @@ void int8_tile(const Int8TileArgs& t) {
   _tile_zero(2);
   _tile_zero(3);
   const int8_t* b = t.b;
-  // The weights stream from memory once: what this tile's share of the next panels is, it fetches in even portions.
-  const int64_t portion = round_up(t.next_bytes / (t.taps * ((t.depth + 63) / 64)) + 1, 64);
-  const int8_t *next = t.next, *const next_end = t.next + t.next_bytes;
   for (int64_t tap = 0; tap < t.taps; ++tap) {
     for (int64_t k = 0; k < t.depth; k += 64) {
       const int64_t offset = t.tap_offsets[tap] + k, rest = t.depth - k;
@@ -71,9 +68,6 @@ void int8_tile(const Int8TileArgs& t) {
         }
         b0 = b_buffer[0];
         b1 = b_buffer[kPanels - 1];
-      }
-      for (const int8_t* end = next + portion < next_end ? next + portion : next_end; next < end; next += 64) {
-        _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T1);
       }
       b += (rest < 64 ? rest : 64) * kPanel;
       _tile_loadd(6, b0, 64);
