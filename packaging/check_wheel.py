@@ -1,7 +1,7 @@
-"""Checks that wheels are what their names say: python packaging/check_wheel.py WHEEL ... (needs auditwheel and pyelftools).
+"""Checks that wheels are what their names say: python packaging/check_wheel.py WHEEL ...
 
-auditwheel judges glibc's symbols and foreign libraries against the policy of the platform tag. Beyond it: one library and one
-extension for the right processor and Python, found through $ORIGIN, and nothing but glibc under them.
+auditwheel judges glibc's symbols and foreign libraries by the policy of the platform tag. Beyond it: one library and
+one extension, for the right processor and Python, found through $ORIGIN, and nothing but glibc under them.
 """
 
 from __future__ import annotations
