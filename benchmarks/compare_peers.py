@@ -162,7 +162,9 @@ def main() -> None:
         if stage not in report.gmac:
             report.gmac[stage] = gmac(stage, workshop.bundle("fp32"))
         try:
-            peak = peaks.measure(workshop.folder, threads, LIMITS[limit].units if limit else None)
+            units = peaks.units_of({row.unit for row in rows})
+            left = [unit for unit in units if not limit or unit.label in LIMITS[limit].units]
+            peak = peaks.measure(workshop.folder, threads, left)
         except (OSError, subprocess.CalledProcessError) as error:
             print(f"no peaks: {error}", file=sys.stderr)
             peak = {}

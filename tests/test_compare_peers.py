@@ -41,6 +41,7 @@ def fake_environment(workshop, name, script):
     python.parent.mkdir(parents=True)
     python.write_text(f"#!/bin/sh\n{script}\n")
     python.chmod(0o755)
+    (workshop.folder / "environments" / name / "ready").touch()
 
 
 def test_a_peer_that_cannot_run_is_a_row_with_a_reason(workshop):

@@ -1,6 +1,6 @@
 // Multiply-adds per second that a unit of this processor does at best, on registers alone.
 //
-//   cc -O2 -pthread peak.c -o peak && ./peak UNIT THREADS      prints GMAC/s, the best of seven measurements
+//   cc -O2 -pthread peak.c -o peak && ./peak UNIT THREADS      prints GMAC/s, the best of five measurements
 //
 // A unit that the processor lacks ends the program by SIGILL: whoever calls it has looked before (peaks.py).
 #include <pthread.h>
@@ -130,7 +130,7 @@ int main(int argc, char **argv) {
 #endif
   while (measure(threads) < 0.1) turns *= 2;
   double best = 0;
-  for (int i = 0; i < 7; i++) {
+  for (int i = 0; i < 5; i++) {
     const double rate = chosen->macs * turns * threads / measure(threads) * 1e-9;
     best = rate > best ? rate : best;
   }

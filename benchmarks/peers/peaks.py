@@ -43,8 +43,14 @@ def cpu_flags() -> set[str]:
     return set(match[1].split()) if match else set()
 
 
-def measure(folder: Path, threads: int, only: Collection[str] | None = None) -> dict[str, float]:
-    """GMAC/s by the labels of the units that this processor has, or of some of them.
+def units_of(arithmetics: Collection[str]) -> list[Unit]:
+    """The units that some kinds of arithmetic run on; bf16 also runs on those of fp32."""
+    wanted = {*arithmetics, "fp32"} if "bf16" in arithmetics else set(arithmetics)
+    return [unit for unit in UNITS if unit.arithmetic in wanted]
+
+
+def measure(folder: Path, threads: int, units: Collection[Unit]) -> dict[str, float]:
+    """GMAC/s by the labels of those units that this processor has.
 
     Raises:
         subprocess.CalledProcessError, FileNotFoundError: there is no C compiler, or it fails.
@@ -54,8 +60,7 @@ def measure(folder: Path, threads: int, only: Collection[str] | None = None) -> 
         folder.mkdir(parents=True, exist_ok=True)
         subprocess.run(["cc", "-O2", "-pthread", _SOURCE, "-o", program], check=True)
     flags = cpu_flags()
-    units = [unit for unit in UNITS if unit.flag in flags and (only is None or unit.label in only)]
-    return {unit.label: _rate(program, unit, threads) for unit in units}
+    return {unit.label: _rate(program, unit, threads) for unit in units if unit.flag in flags}
 
 
 def _rate(program: Path, unit: Unit, threads: int) -> float:
@@ -64,9 +69,8 @@ def _rate(program: Path, unit: Unit, threads: int) -> float:
 
 
 def best(peaks: dict[str, float], arithmetic: str, amx: bool) -> tuple[str, float] | None:
-    """The fastest measured unit for an arithmetic, with or without AMX; bf16 also runs on the units of fp32."""
-    arithmetics = {arithmetic, "fp32"} if arithmetic == "bf16" else {arithmetic}
-    labels = [unit.label for unit in UNITS if unit.arithmetic in arithmetics and (amx or "AMX" not in unit.label)]
+    """The fastest measured unit for an arithmetic, with or without AMX."""
+    labels = [unit.label for unit in units_of({arithmetic}) if amx or "AMX" not in unit.label]
     measured = [(peaks[label], label) for label in labels if label in peaks]
     if not measured:
         return None

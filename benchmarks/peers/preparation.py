@@ -60,12 +60,11 @@ class Workshop:
             return Path(sys.executable)
         folder = self.folder / "environments" / environment
         python = folder / "bin" / "python"
-        if not folder.exists():
-            unfinished = folder.with_suffix(".unfinished")
-            self._run(folder, [sys.executable, "-m", "venv", "--clear", unfinished])
-            pip = [unfinished / "bin" / "python", "-m", "pip", "install", "--quiet"]
-            self._run(folder, [*pip, *PACKAGES[environment]])
-            unfinished.rename(folder)
+        ready = folder / "ready"  # a mark, since an environment cannot be renamed: its scripts hold their place
+        if not ready.exists():
+            self._run(folder, [sys.executable, "-m", "venv", "--clear", folder])
+            self._run(folder, [python, "-m", "pip", "install", "--quiet", *PACKAGES[environment]])
+            ready.touch()
         return python
 
     def checkpoint(self) -> Path:
