@@ -1,7 +1,7 @@
-"""Instructions and simulated cycles of register tiles: the loops that the compiler really made, taken from object files.
+"""Instructions and simulated cycles of register tiles: the loops that the compiler made, taken from object files.
 
-A tile's loop is the innermost loop with the most multiply-adds of its kind. llvm-mca simulates it on a processor of LLVM's; the
-result is a static estimate with every load a hit in the first-level cache, not a measurement.
+A tile's loop is the innermost loop with the most multiply-adds of its kind. llvm-mca simulates it on a processor of
+LLVM's; the result is a static estimate with every load a hit in the first-level cache, not a measurement.
 
     python benchmarks/count_tiles.py build-arm64/CMakeFiles/mdrt_isa_neondot.dir/csrc/isa_unit.cc.o ...
 """
@@ -25,7 +25,7 @@ MACS: dict[str, tuple[tuple[str, int], ...]] = {
 # Instruction set -> LLVM's processor, and multiply-adds per cycle of its pipes by kind. neoverse-n1 is the server's
 # Cortex-A76, whose own name in LLVM means an older pipeline.
 PROCESSORS: dict[str, tuple[str, dict[str, int]]] = {
-    "neon": ("cortex-a72", {"int8": 8, "fp32": 8}),
+    "neon": ("cortex-a72", {"int8": 8, "fp32": 4}),
     "neondot": ("neoverse-n1", {"int8": 32, "fp16": 16, "fp32": 8}),
     "neoni8mm": ("neoverse-n2", {"int8": 64, "fp16": 16, "fp32": 8}),
 }
@@ -48,13 +48,17 @@ class Loop:
 
     def cycles(self, iterations: int = 200) -> float:
         """Simulated cycles of one iteration."""
-        text = "\n".join(re.sub(r"^(b\S*|cbnz|cbz)\t(.*?)[0-9a-f]+ <.*", r"\1\t\2tile", line) for line in self.instructions)
-        processor = PROCESSORS[self.isa][0]
-        command = [str(find_mca()), "-mtriple=aarch64", f"-mcpu={processor}", "-mattr=+dotprod,+fullfp16,+i8mm", f"-iterations={iterations}"]
-        out = subprocess.run(command, input=f"tile:\n{text}\n", capture_output=True, text=True, timeout=60, check=True).stdout
+        text = "\n".join(re.sub(r"[0-9a-f]+ <.*", "tile", line) for line in self.instructions)
+        options = ["-mtriple=aarch64", f"-mcpu={PROCESSORS[self.isa][0]}", "-mattr=+dotprod,+fullfp16,+i8mm"]
+        out = run(str(find_mca()), *options, f"-iterations={iterations}", text=f"tile:\n{text}\n")
         match = re.search(r"^Total Cycles:\s+(\d+)", out, re.MULTILINE)
         assert match
         return int(match[1]) / iterations
+
+
+def run(*command: str, text: str = "") -> str:
+    """What a program prints."""
+    return subprocess.run(command, input=text, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
 def find_mca() -> str | None:
@@ -62,23 +66,23 @@ def find_mca() -> str | None:
     return next((path for path in map(shutil.which, ("llvm-mca-19", "llvm-mca-20", "llvm-mca-21")) if path), None)
 
 
+def jump_target(line: str) -> int:
+    """Where an instruction jumps to, -1 if it does not or calls."""
+    match = re.match(r"(?:b\S*|t?cbn?z|tbn?z)\t.*?([0-9a-f]+) <", line)
+    return int(match[1], 16) if match and not line.startswith("bl\t") else -1
+
+
 def innermost_loops(path: Path) -> Iterator[list[str]]:
-    """Bodies of loops without loops or calls inside, as lines of instruction and operands."""
-    text = subprocess.run(
-        ["aarch64-linux-gnu-objdump", "-d", "--no-show-raw-insn", path], capture_output=True, text=True, timeout=120, check=True
-    ).stdout
+    """Bodies of loops without loops inside, as lines of instruction and operands."""
+    text = run("aarch64-linux-gnu-objdump", "-d", "--no-show-raw-insn", str(path))
     for function in re.split(r"\n(?=[0-9a-f]+ <)", text):
-        lines = [(int(m[1], 16), m[2].split("//")[0].rstrip()) for m in re.finditer(r"^ *([0-9a-f]+):\t(.*)$", function, re.MULTILINE)]
+        found = re.finditer(r"^ *([0-9a-f]+):\t(.*)$", function, re.MULTILINE)
+        lines = [(int(match[1], 16), match[2].split("//")[0].rstrip()) for match in found]
         index = {address: i for i, (address, _) in enumerate(lines)}
-        jumps: list[tuple[int, int]] = []
-        for i, (_, line) in enumerate(lines):
-            match = re.match(r"(?:b\S*|cbn?z|tbn?z)\t.*?([0-9a-f]+) <", line)
-            if match and not line.startswith("bl\t") and int(match[1], 16) in index:
-                jumps.append((index[int(match[1], 16)], i))
-        back = [(first, last) for first, last in jumps if first <= last]
+        jumps = [(index.get(jump_target(line), len(lines)), i) for i, (_, line) in enumerate(lines)]
+        back = [jump for jump in jumps if jump[0] <= jump[1]]
         for first, last in back:
-            inside = [jump for jump in back if jump != (first, last) and first <= jump[0] and jump[1] <= last]
-            if not inside:
+            if not any((first, last) != other and first <= other[0] and other[1] <= last for other in back):
                 yield [line for _, line in lines[first : last + 1]]
 
 
@@ -88,8 +92,8 @@ def count_macs(kind: str, lines: list[str]) -> int:
 
 
 def compiler_of(path: Path) -> str:
-    """gcc 12.2.0, clang 19.1.7: what the object says."""
-    text = subprocess.run(["aarch64-linux-gnu-readelf", "-p", ".comment", path], capture_output=True, text=True, check=True).stdout
+    """gcc 12, clang 19: what the object says."""
+    text = run("aarch64-linux-gnu-readelf", "-p", ".comment", str(path))
     clang, gcc = re.search(r"clang version (\d+)", text), re.search(r"GCC: .* (\d+)\.\d+\.\d+", text)
     return f"clang {clang[1]}" if clang else f"gcc {gcc[1]}" if gcc else "unknown"
 
@@ -112,19 +116,17 @@ def main() -> None:
     parser.add_argument("objects", nargs="+", type=Path)
     parser.add_argument("--show", action="store_true", help="print the loops")
     args = parser.parse_args()
-    print("| isa | kind | compiler | instructions | MAC | per MAC | spills | processor (mca) | MAC/cycle | of | share |")
-    print("|---|---|---|---|---|---|---|---|---|---|---|")
-    for path in args.objects:
-        for loop in tiles(path):
-            processor, peaks = PROCESSORS[loop.isa]
-            count, speed = len(loop.instructions), loop.macs / loop.cycles()
-            peak = peaks[loop.kind]
-            print(
-                f"| {loop.isa} | {loop.kind} | {loop.compiler} | {count} | {loop.macs} | {count / loop.macs:.4f} | {loop.spills} "
-                f"| {processor} | {speed:.1f} | {peak} | {100 * speed / peak:.0f} % |"
-            )
-            if args.show:
-                print("\n".join(loop.instructions))
+    print("| row | products | compiler | instructions | multiply-adds | spilled | simulated as | MAC/cycle | share |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for loop in (loop for path in args.objects for loop in tiles(path)):
+        processor, peaks = PROCESSORS[loop.isa]
+        count, speed = len(loop.instructions), loop.macs / loop.cycles()
+        print(
+            f"| {loop.isa} | {loop.kind} | {loop.compiler} | {count} | {loop.macs} | {loop.spills} | {processor} "
+            f"| {speed:.1f} of {peaks[loop.kind]} | {100 * speed / peaks[loop.kind]:.0f} % |"
+        )
+        if args.show:
+            print("\n".join(loop.instructions))
 
 
 if __name__ == "__main__":

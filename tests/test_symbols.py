@@ -21,6 +21,20 @@ ROOT = Path(__file__).parents[1]
 BUILD = Path(os.environ.get("MDRT_BUILD_DIR", "/nonexistent"))
 OBJECTS = sorted(BUILD.glob("CMakeFiles/mdrt_isa_*.dir/csrc/isa_unit.cc.o"))
 
+# What a unit's code may not contain: instructions and registers of better processors than its own.
+DOT, MATRIX = r"[su]dot\b|usdot\b", r"[su]mmla\b|usmmla\b"
+HALF = r"f(?!cvt)\w+\s+v\d+\.[48]h|f(?!cvt)\w+\s+h\d"      # arithmetic; conversions belong to every Arm processor
+FORBIDDEN = {
+    "x86-64": {
+        "generic": "%[yz]mm",
+        "avx2": "%zmm|vpdpbusd|tdpb",
+        "avxvnni": "%zmm|tdpb",
+        "avx512": "vpdpbusd|tdpb",
+        "avx512vnni": "tdpb",
+    },
+    "aarch64": {"generic": f"{DOT}|{MATRIX}|{HALF}", "neon": f"{DOT}|{MATRIX}|{HALF}", "neondot": MATRIX},
+}
+
 pytestmark = pytest.mark.skipif(shutil.which("nm") is None, reason="needs nm and readelf (binutils)")
 
 
@@ -65,3 +79,19 @@ def test_objects_of_instruction_sets_share_nothing(path: Path) -> None:
     isa = path.parts[-3].removeprefix("mdrt_isa_").removesuffix(".dir")
     elsewhere = [name for _, name in found if not re.search(rf"\d{isa}[\dE]|_{isa}E$", name)]
     assert elsewhere == [], f"outside namespace {isa}"
+
+
+@pytest.mark.skipif(not OBJECTS, reason="MDRT_BUILD_DIR names no build folder of cmake")
+@pytest.mark.parametrize("path", OBJECTS, ids=lambda path: path.parts[-3])
+def test_objects_hold_only_their_instructions(path: Path) -> None:
+    is_arm = "AArch64" in run("readelf", "--file-header", path)
+    disassembler = shutil.which("aarch64-linux-gnu-objdump" if is_arm else "objdump")
+    if disassembler is None:
+        pytest.skip("needs objdump of the object's processor")
+    isa = path.parts[-3].removeprefix("mdrt_isa_").removesuffix(".dir")
+    forbidden = FORBIDDEN["aarch64" if is_arm else "x86-64"].get(isa)
+    code = run(disassembler, "--disassemble", "--no-show-raw-insn", path)
+    assert len(code.splitlines()) > 1000
+    if forbidden:
+        found = re.search(rf"^.*\t.*(?:{forbidden}).*$", code, re.MULTILINE)
+        assert found is None, f"{isa} executes: {found[0] if found else ''}"

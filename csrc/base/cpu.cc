@@ -7,7 +7,6 @@
 #include <set>
 #include <string>
 #include <string_view>
-#include <utility>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -124,11 +123,12 @@ bool cpu_has(const char* wanted) {
 int usable_cores() {
   cpu_set_t allowed;
   if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return 1;
-  std::set<std::pair<int, int>> cores;
+  // Cores are told apart by the first of their threads: on boards with several clusters the numbers of cores (core_id) repeat.
+  std::set<int> cores;
   for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
     if (!CPU_ISSET(cpu, &allowed)) continue;
-    const int core = read_number(cpu, "core_id"), package = read_number(cpu, "physical_package_id");
-    cores.insert(core < 0 ? std::make_pair(-1, cpu) : std::make_pair(package, core));
+    const int first_thread = read_number(cpu, "thread_siblings_list");
+    cores.insert(first_thread < 0 ? cpu : first_thread);
   }
   return cores.empty() ? 1 : static_cast<int>(cores.size());
 }

@@ -27,6 +27,8 @@ constexpr int kInt8Rows = 6, kInt8Panels = 1;
 constexpr int kInt8Rows = 8, kInt8Panels = 2;
 #elif defined(__AVX2__)
 constexpr int kInt8Rows = 4, kInt8Panels = 1;
+#elif defined(__ARM_FEATURE_MATMUL_INT8)
+constexpr int kInt8Rows = 66, kInt8Panels = 1;
 #elif defined(__ARM_FEATURE_DOTPROD)
 constexpr int kInt8Rows = 6, kInt8Panels = 1;
 #elif defined(__aarch64__)

@@ -7,10 +7,16 @@ namespace {
 inline void int8_tile_begin() {}
 inline void int8_tile_end() {}
 
-typedef int32x4_t Int8Sums[kInt8Rows][8];   // 2 columns each
+// One step of the arithmetic, for micro/peak.h.
+constexpr int kInt8StepMacs = 16;
+inline int32x4_t int8_step(int32x4_t sum, int8x16_t a, int8x16_t b) {
+  return vpadalq_s16(sum, vmlal_s8(vmull_s8(vget_low_s8(a), vget_low_s8(b)), vget_low_s8(a), vget_low_s8(b)));
+}
+
+typedef int32x4_t Int8Accumulators[kInt8Rows][8];   // 2 columns each
 
 // All rows times 8 k of all columns: 4 k from `b` on and the 4 k that follow. `first` and `second` hold these 4 k of a row twice.
-inline void int8_multiply(Int8Sums acc, const int8x16_t* first, const int8x16_t* second, const int8_t* b) {
+inline void int8_multiply(Int8Accumulators acc, const int8x16_t* first, const int8x16_t* second, const int8_t* b) {
 #pragma GCC unroll 4
   for (int j = 0; j < 4; ++j) {
     const int8x16_t w0 = vld1q_s8(b + j * 16), w1 = vld1q_s8(b + 4 * kPanel + j * 16);
@@ -41,7 +47,7 @@ inline int8x16_t int8_spread(int8x16_t a) {
 template <int kPanels>
 void int8_tile(const Int8TileArgs& t) {
   static_assert(kPanels == 1, "one panel fills the registers");
-  Int8Sums acc;
+  Int8Accumulators acc;
 #pragma GCC unroll 8
   for (int r = 0; r < kInt8Rows; ++r) {
 #pragma GCC unroll 8

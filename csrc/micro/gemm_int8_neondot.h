@@ -6,11 +6,15 @@ namespace {
 inline void int8_tile_begin() {}
 inline void int8_tile_end() {}
 
-typedef int32x4_t Int8Sums[kInt8Rows][4];   // 4 columns each
+// One step of the arithmetic, for micro/peak.h.
+constexpr int kInt8StepMacs = 16;
+inline int32x4_t int8_step(int32x4_t sum, int8x16_t a, int8x16_t b) { return vdotq_s32(sum, a, b); }
+
+typedef int32x4_t Int8Accumulators[kInt8Rows][4];   // 4 columns each
 
 // The 4 k of lane kLane of every row times 4 k of all columns.
 template <int kLane>
-inline void int8_dot(Int8Sums acc, const int8x16_t* a, const int8_t* b) {
+inline void int8_dot(Int8Accumulators acc, const int8x16_t* a, const int8_t* b) {
 #pragma GCC unroll 4
   for (int j = 0; j < 4; ++j) {
     const int8x16_t weight = vld1q_s8(b + kLane * 4 * kPanel + j * 16);
@@ -22,7 +26,7 @@ inline void int8_dot(Int8Sums acc, const int8x16_t* a, const int8_t* b) {
 template <int kPanels>
 void int8_tile(const Int8TileArgs& t) {
   static_assert(kPanels == 1, "one panel fills the registers");
-  Int8Sums acc;
+  Int8Accumulators acc;
 #pragma GCC unroll 8
   for (int r = 0; r < kInt8Rows; ++r) {
 #pragma GCC unroll 4

@@ -74,20 +74,19 @@ static void peak_int8(const PeakArgs* args, int64_t task, void*) {
   args->results[task] = static_cast<double>(sums[0]);
   args->macs[task] = args->rounds * 4 * (16 * 16 * 64);
 }
-#elif defined(__ARM_FEATURE_MATMUL_INT8)
+#elif defined(__aarch64__)
 static void peak_int8(const PeakArgs* args, int64_t task, void*) {
   int32x4_t sums[kPeakSums];
 #pragma GCC unroll 16
   for (int i = 0; i < kPeakSums; ++i) sums[i] = vdupq_n_s32(i);
-  int8x16_t a = vdupq_n_s8(1);
-  const int8x16_t b = vdupq_n_s8(2);
+  int8x16_t a = vdupq_n_s8(1), b = vdupq_n_s8(2);
   for (int64_t round = 0; round < args->rounds; ++round) {
 #pragma GCC unroll 4
     for (int repeat = 0; repeat < kPeakRepeats; ++repeat) {
 #pragma GCC unroll 16
       for (int i = 0; i < kPeakSums; ++i) {
         MDRT_FORGET(a);
-        sums[i] = vmmlaq_s32(sums[i], a, b);
+        sums[i] = int8_step(sums[i], a, b);
       }
     }
   }
@@ -95,7 +94,7 @@ static void peak_int8(const PeakArgs* args, int64_t task, void*) {
 #pragma GCC unroll 16
   for (int i = 1; i < kPeakSums; ++i) total = vaddq_s32(total, sums[i]);
   args->results[task] = static_cast<double>(vgetq_lane_s32(total, 0));
-  args->macs[task] = args->rounds * kPeakRepeats * kPeakSums * 32;
+  args->macs[task] = args->rounds * kPeakRepeats * kPeakSums * kInt8StepMacs;
 }
 #else
 static void peak_int8(const PeakArgs* args, int64_t task, void*) {

@@ -2,98 +2,16 @@
 // a read or write one byte outside ends the program. Address sanitizers do not see such accesses of vector code.
 //
 //   guard_pages [--count N] [--seed S]
-#include <sys/mman.h>
-#include <unistd.h>
 #include <cstdio>
-#include <cstdlib>
-#include <cstring>
-#include <memory>
-#include <random>
-#include <string>
-#include <vector>
 
 #include "base/cpu.h"
+#include "guarded.h"
 #include "lower.h"
 #include "registry.h"
 
 using namespace mdrt;
 
 namespace {
-
-std::mt19937_64 generator;
-
-int64_t pick(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(generator); }
-bool coin() { return pick(0, 1) == 1; }
-int64_t padded(int64_t channels) { return (channels + kPanel - 1) / kPanel * kPanel; }
-int64_t size_of(DType dtype) { return dtype == DType::fp16 ? 2 : 4; }
-
-// Memory between two unreadable pages, flush against the one behind it or the one before it.
-class Guarded {
- public:
-  Guarded(int64_t bytes, bool at_end) {
-    const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-    const size_t inner = (static_cast<size_t>(bytes) + page - 1) / page * page;
-    size_ = inner + 2 * page;
-    base_ = static_cast<char*>(mmap(nullptr, size_, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
-    if (base_ == MAP_FAILED || mprotect(base_ + page, inner, PROT_READ | PROT_WRITE) != 0) {
-      fprintf(stderr, "no memory\n");
-      exit(2);
-    }
-    data = base_ + page + (at_end ? inner - static_cast<size_t>(bytes) : 0);
-  }
-  ~Guarded() { munmap(base_, size_); }
-  Guarded(const Guarded&) = delete;
-  char* data;
-
- private:
-  char* base_;
-  size_t size_;
-};
-
-class Arguments {
- public:
-  explicit Arguments(bool at_end) : at_end_(at_end) {}
-
-  float* floats(int64_t count) {
-    float* p = reinterpret_cast<float*>(bytes(count * 4));
-    for (int64_t i = 0; i < count; ++i) p[i] = static_cast<float>(pick(-100, 100)) * 0.01f;
-    return p;
-  }
-  char* bytes(int64_t count) {
-    owned_.push_back(std::make_unique<Guarded>(count, at_end_));
-    memset(owned_.back()->data, 0, static_cast<size_t>(count));
-    return owned_.back()->data;
-  }
-  // `pixels` rows whose last one ends with its channels: nothing may be touched behind them.
-  ActivationView view(int64_t pixels, int64_t channels, DType dtype) {
-    const int64_t width = padded(channels), stride = width + (coin() ? kPanel : 0);
-    const int64_t elements = (pixels - 1) * stride + width;
-    ActivationView v = {bytes(elements * size_of(dtype)), dtype, width, stride};
-    for (int64_t p = 0; p < pixels; ++p) {
-      for (int64_t c = 0; c < channels; ++c) {
-        const int64_t i = p * stride + c;
-        if (dtype == DType::fp32) {
-          static_cast<float*>(v.data)[i] = static_cast<float>(pick(-100, 100)) * 0.01f;
-        } else {
-          static_cast<uint16_t*>(v.data)[i] = static_cast<uint16_t>(0x3000 + pick(0, 0xbff) + (coin() ? 0x8000 : 0));
-        }
-      }
-    }
-    return v;
-  }
-
- private:
-  bool at_end_;
-  std::vector<std::unique_ptr<Guarded>> owned_;
-};
-
-DType any_dtype() { return coin() ? DType::fp32 : DType::fp16; }
-
-template <class Args>
-void run(void (*kernel)(const Args*, int64_t, void*), const Args& args, int64_t tasks, int64_t scratch_bytes, bool at_end) {
-  Guarded scratch(scratch_bytes > 0 ? scratch_bytes : 64, at_end);
-  for (int64_t task = 0; task < tasks; ++task) kernel(&args, task, scratch.data);
-}
 
 void test_gemm(const KernelTable& k, bool at_end) {
   Arguments memory(at_end);
@@ -206,6 +124,9 @@ void test_norms(const KernelTable& k, bool at_end) {
   l.weight = memory.floats(padded(l.size));
   l.bias = memory.floats(padded(l.size));
   run(k.layer_norm, l, (l.pixels + 15) / 16, 0, at_end);
+  l.output = memory.quantized_view(l.pixels, l.size);
+  l.pixel_scale = memory.floats(l.pixels);
+  run(k.layer_norm, l, (l.pixels + 15) / 16, k.layer_norm_scratch_bytes(&l), at_end);
 }
 
 void test_elementwise(const KernelTable& k, bool at_end) {
@@ -283,13 +204,7 @@ void test_elementwise(const KernelTable& k, bool at_end) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  int64_t count = 300;
-  uint64_t seed = 1;
-  for (int i = 1; i + 1 < argc; i += 2) {
-    if (std::string(argv[i]) == "--count") count = atoll(argv[i + 1]);
-    if (std::string(argv[i]) == "--seed") seed = static_cast<uint64_t>(atoll(argv[i + 1]));
-  }
-  generator.seed(seed);
+  const int64_t count = read_options(argc, argv, 300);
   for (const Isa& isa : compiled_isas()) {
     if (!is_usable(isa)) {
       printf("guard_pages: %s not executed: this CPU lacks one of: %s\n", isa.name, isa.features);
@@ -302,8 +217,7 @@ int main(int argc, char** argv) {
       test_norms(*isa.kernels, at_end);
       test_elementwise(*isa.kernels, at_end);
     }
-    printf("guard_pages: %s, %lld rounds, seed %llu, no fault\n", isa.name, static_cast<long long>(count),
-           static_cast<unsigned long long>(seed));
+    printf("guard_pages: %s, %lld rounds, no fault\n", isa.name, static_cast<long long>(count));
     fflush(stdout);
   }
   return 0;

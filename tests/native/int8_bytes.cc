@@ -1,0 +1,167 @@
+// int8 layers, quantisation included, on every ISA that this CPU runs: over random shapes around those of tiles all give the same
+// bytes, and nothing is touched outside of operands, which lie flush against unreadable pages.
+//
+//   int8_bytes [--count N] [--seed S]
+//
+// The checksum printed at the end is that of all results: for the same options it is the same on every processor.
+#include <cstdio>
+
+#include "crc32c.h"
+#include "guarded.h"
+#include "lower.h"
+#include "registry.h"
+
+using namespace mdrt;
+
+namespace {
+
+struct Layer {
+  QuantizeArgs quantize = {};
+  GemmArgs gemm = {};
+  int64_t output_bytes = 0;
+  bool same_bytes = false;      // no step before the quantisation or behind the product may be contracted
+};
+
+// The shape of a convolution (or of a linear layer, which is one of 1x1) and what its loader reads.
+void choose_input(Arguments& memory, GemmArgs* g) {
+  g->batch = pick(1, 2);
+  g->in_h = pick(1, 18);
+  g->in_w = pick(1, 18);
+  const bool resized = pick(0, 4) == 0;
+  g->view_h = resized ? g->in_h * 2 - pick(0, g->in_h > 1) : g->in_h;
+  g->view_w = resized ? g->in_w * 2 - pick(0, g->in_w > 1) : g->in_w;
+  const bool depthwise = pick(0, 4) == 0;
+  g->kernel_h = g->kernel_w = depthwise || coin() ? 3 : 1;
+  g->stride_h = g->stride_w = g->kernel_h == 3 ? pick(1, 2) : 1;
+  g->pad_top = g->pad_left = g->kernel_h / 2;
+  g->out_h = (g->view_h + 2 * g->pad_top - g->kernel_h) / g->stride_h + 1;
+  g->out_w = (g->view_w + 2 * g->pad_left - g->kernel_w) / g->stride_w + 1;
+  g->num_sources = pick(0, 3) == 0 ? 2 : 1;
+  const int64_t most = g->in_h * g->in_w < 40 ? 1100 : 150;
+  for (int s = 0; s < g->num_sources; ++s) {
+    g->sources[s] = memory.view(g->batch * g->in_h * g->in_w, s + 1 < g->num_sources ? pick(1, 5) * kPanel : pick(1, most), any_dtype());
+    g->k_channels += g->sources[s].channels;
+  }
+  if (pick(0, 3) == 0) {
+    g->norm = memory.floats(g->batch * 2 * g->k_channels);
+    g->input_activation = Activation::silu;
+  }
+  if (depthwise) {
+    g->depthwise = memory.floats(g->kernel_h * g->kernel_w * g->k_channels);
+    if (coin()) g->depthwise_bias = memory.floats(g->k_channels);
+  }
+}
+
+// Weights of [-127, 127], often at the ends, as (panel, K / 4, 16, 4), and the sums of their columns.
+void choose_weights(Arguments& memory, GemmArgs* g) {
+  const int64_t depth = g->kernel_h * g->kernel_w * g->k_channels;
+  int8_t* weights = reinterpret_cast<int8_t*>(memory.bytes(g->panels * kPanel * depth));
+  int32_t* sums = reinterpret_cast<int32_t*>(memory.bytes(g->panels * kPanel * 4));
+  float* scales = memory.floats(g->panels * kPanel);
+  const bool extreme = pick(0, 3) == 0;
+  for (int64_t i = 0; i < g->panels * kPanel * depth; ++i) {
+    weights[i] = static_cast<int8_t>(extreme ? (coin() ? 127 : -127) : pick(-127, 127));
+    sums[i / (depth * kPanel) * kPanel + i % 64 / 4] += weights[i];
+  }
+  for (int64_t i = 0; i < g->panels * kPanel; ++i) scales[i] = scales[i] * scales[i] + 0.001f;
+  g->weight = weights;
+  g->weight_dtype = DType::int8;
+  g->weight_sum = sums;
+  g->weight_scale = scales;
+}
+
+void choose_output(Arguments& memory, Layer* layer) {
+  GemmArgs& g = layer->gemm;
+  const int64_t channels = (g.gated ? g.panels / 2 : g.panels) * kPanel, pixels = g.batch * g.out_h * g.out_w;
+  g.bias = memory.floats(g.panels * kPanel);
+  if (!g.gated && coin()) {
+    g.image_bias_stride = channels;
+    g.image_bias = memory.floats(g.batch * channels);
+  }
+  g.activation = g.gated || pick(0, 3) == 0 ? Activation::gelu : Activation::none;
+  g.output = memory.view(pixels, channels, any_dtype());
+  layer->output_bytes = ((pixels - 1) * g.output.stride + channels) * size_of(g.output.dtype);
+  if (coin()) g.residual = memory.view(pixels, channels, any_dtype());
+}
+
+Layer choose_layer(Arguments& memory) {
+  Layer layer;
+  QuantizeArgs& q = layer.quantize;
+  choose_input(memory, &q.layer);
+  GemmArgs& g = layer.gemm;
+  g = q.layer;
+  g.num_sources = 1;
+  g.norm = nullptr;
+  g.input_activation = Activation::none;
+  if (g.depthwise) {
+    g.depthwise = g.depthwise_bias = nullptr;
+    g.in_h = g.view_h = g.out_h;
+    g.in_w = g.view_w = g.out_w;
+    g.kernel_h = g.kernel_w = g.stride_h = g.stride_w = 1;
+    g.pad_top = g.pad_left = 0;
+  }
+  q.pixels = g.batch * g.in_h * g.in_w;
+  q.block_pixels = pick(1, 50);
+  q.output = g.sources[0] = memory.quantized_view(q.pixels, g.k_channels);
+  const bool one_pixel = g.kernel_h == 1 && g.view_h == g.in_h && g.view_w == g.in_w;
+  if (one_pixel && coin()) {
+    g.pixel_scale = q.pixel_scale = memory.floats(q.pixels);
+  } else {
+    float* scale = reinterpret_cast<float*>(memory.bytes(4));
+    int32_t* zero_point = reinterpret_cast<int32_t*>(memory.bytes(4));
+    *scale = static_cast<float>(pick(1, 20)) * 0.001f;
+    *zero_point = static_cast<int32_t>(pick(-128, 127));
+    g.input_scale = q.input_scale = scale;
+    g.input_zero_point = q.input_zero_point = zero_point;
+  }
+  g.gated = pick(0, 3) == 0;
+  g.panels = pick(1, 5) * (g.gated ? 2 : 1);
+  choose_weights(memory, &g);
+  choose_output(memory, &layer);
+  layer.same_bytes = !q.layer.norm && !q.layer.depthwise && g.activation == Activation::none;
+  return layer;
+}
+
+// Runs the layer and returns the checksum of its output.
+uint32_t run_layer(const KernelTable& k, Layer layer, bool at_end) {
+  QuantizeArgs& q = layer.quantize;
+  int64_t tasks = (q.pixels + q.block_pixels - 1) / q.block_pixels;
+  if (q.layer.depthwise) {
+    q.layer.panels = 1;
+    choose_blocks(&q.layer, k.tile, true);
+    tasks = q.layer.batch * q.layer.blocks_y * q.layer.blocks_x;
+  }
+  run(k.quantize, q, tasks, k.quantize_scratch_bytes(&q), at_end);
+  GemmArgs& g = layer.gemm;
+  choose_int8_blocks(&g, k.tile, g.image_bias != nullptr);
+  run(k.gemm_int8, g, g.batch * g.blocks_y * g.blocks_x * g.panel_blocks, k.gemm_int8_scratch_bytes(&g), at_end);
+  return crc32c(0, g.output.data, static_cast<size_t>(layer.output_bytes));
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const int64_t count = read_options(argc, argv, 300);
+  uint32_t all = 0;
+  int64_t compared = 0, wrong = 0;
+  for (const Isa& isa : compiled_isas()) {
+    if (!is_usable(isa)) printf("int8_bytes: %s not executed: this CPU lacks one of: %s\n", isa.name, isa.features);
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const bool at_end = i % 2 == 0;
+    Arguments memory(at_end);
+    const Layer layer = choose_layer(memory);
+    const uint32_t expected = run_layer(*compiled_isas().front().kernels, layer, at_end);
+    for (const Isa& isa : compiled_isas()) {
+      if (!is_usable(isa) || run_layer(*isa.kernels, layer, at_end) == expected || !layer.same_bytes) continue;
+      printf("int8_bytes: layer %lld: %s differs from %s\n", static_cast<long long>(i), isa.name, compiled_isas().front().name);
+      ++wrong;
+    }
+    if (!layer.same_bytes) continue;
+    all = crc32c(all, &expected, sizeof expected);
+    ++compared;
+  }
+  printf("int8_bytes: %lld layers, %lld of them compared, %lld differ, checksum %08x\n", static_cast<long long>(count),
+         static_cast<long long>(compared), static_cast<long long>(wrong), static_cast<unsigned>(all));
+  return wrong ? 1 : 0;
+}
