@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from pathlib import Path
+import os
 from typing import TYPE_CHECKING
 
 from mdrt.errors import (
@@ -65,8 +65,8 @@ __all__ = [
 
 if importlib.util.find_spec("mdrt._core") is None:
     raise ImportError(
-        f"the compiled part of mdrt is missing in {Path(__file__).parent}: run `pip install .` in the clone and start "
-        "Python in another folder, or run `pip install -e .`"
+        f"the compiled part of mdrt is missing in {os.path.dirname(__file__)}: run `pip install .` in the clone and "
+        "start Python in another folder, or run `pip install -e .`"
     )
 
 # Imported on first use: `import mdrt` costs no numpy. A name without a module is a module itself.
@@ -97,19 +97,20 @@ def __dir__() -> list[str]:
 
 def get_library() -> str:
     """The path of the shared library, libmdrt, for programs in other languages (csrc/include/mdrt.h)."""
-    return str(_installed("lib", "libmdrt.so"))
+    return _installed("lib", "libmdrt.so")
 
 
 def get_include() -> str:
     """The folder of the C header `mdrt.h`."""
-    return str(_installed("include", "mdrt.h").parent)
+    return os.path.dirname(_installed("include", "mdrt.h"))
 
 
-def _installed(folder: str, name: str) -> Path:
+def _installed(folder: str, name: str) -> str:
     # An editable installation keeps the compiled part elsewhere.
     spec = importlib.util.find_spec("mdrt._core")
-    homes = [Path(__file__).parent, *([Path(spec.origin).parent] if spec and spec.origin else [])]
+    homes = [os.path.dirname(path) for path in (__file__, spec and spec.origin) if path]
     for home in homes:
-        if (home / folder / name).is_file():
-            return home / folder / name
+        path = os.path.join(home, folder, name)
+        if os.path.isfile(path):
+            return path
     raise FileError(f"{folder}/{name} is not installed beside mdrt in {homes[-1]}; install mdrt again")

@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import os
-import secrets
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
@@ -215,7 +214,7 @@ class Pipeline:
         count = len(prompts) * copies
         first_seed = _integer("seed", seed, 0, 2**64 - count)
         if first_seed is None:
-            first_seed = secrets.randbits(32)
+            first_seed = int.from_bytes(os.urandom(4), "little")
         starts = self._start_latents(latents, count)
         shape = None if starts is None else starts.shape
         template = self._scheduled(num_inference_steps, guidance_scale)

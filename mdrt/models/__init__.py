@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 
 from mdrt.errors import FileError
 
@@ -15,7 +15,7 @@ def builtin_path() -> str:
     Raises:
         FileError: this installation has none.
     """
-    path = Path(__file__).with_name(f"{BUILTIN_NAME}.mdrt")
-    if not path.is_file():
+    path = os.path.join(os.path.dirname(__file__), f"{BUILTIN_NAME}.mdrt")
+    if not os.path.isfile(path):
         raise FileError(f"the built-in model {path} is missing; install mdrt again or name a model")
-    return str(path)
+    return path
