@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_generate(commands)
     _add_convert(commands)
     _add_new(commands)
+    _add_compare(commands)
     _add_inspect(commands)
     _add_info(commands)
     _add_bench(commands)
@@ -104,7 +105,10 @@ def _add_convert(commands: Any) -> None:
     add = command.add_argument
     add("source", metavar="SRC", help="a diffusers pipeline directory")
     add("-o", "--output", required=True, metavar="OUT.mdrt")
-    add("--format", choices=["fp32", "fp16"], default="fp32", help="of the large weights")
+    add("--format", choices=["fp32", "fp16", "int8"], default="fp32", help="of the large weights")
+    add("--calibrate", metavar="FILE", help="int8: prompts to calibrate with, one on each line; default: our own")
+    add("--report", metavar="FILE", help="int8: format and error of every layer, as JSON")
+    add("--threads", type=_positive, metavar="N", help="of calibration; default: MDRT_THREADS, else the physical cores")
     add("--with-encoder", action="store_true", help="include the VAE encoder")
     add("--steps", type=_positive, nargs="+", metavar="N", help="stored schedules; the first is the default")
     add("--scheduler", nargs="+", metavar="NAME", help="one for all counts, or one for each")
@@ -127,6 +131,19 @@ def _add_new(commands: Any) -> None:
     )
     add("--tokenizer", metavar="DIR", help="take the vocabulary from here; default: a made-up one")
     add("-o", "--output", required=True, metavar="DIR")
+
+
+def _add_compare(commands: Any) -> None:
+    command = commands.add_parser("compare", help="tell how far the stages and pictures of two bundles are apart")
+    command.set_defaults(handler=_compare)
+    add = command.add_argument
+    add("a", metavar="A.mdrt", help="the yardstick: its values are the inputs of both")
+    add("b", metavar="B.mdrt")
+    add("--prompts", metavar="FILE", help="a prompt on each line; default: four of our own")
+    add("--steps", type=_positive, metavar="N", help="model calls; default: those of A")
+    add("--seed", type=int, default=0, metavar="N", help="of the first picture; default: 0")
+    add("--json", action="store_true")
+    _add_machine(command)
 
 
 def _add_inspect(commands: Any) -> None:
@@ -240,33 +257,20 @@ def _picture(pipe: Pipeline, options: argparse.Namespace, prompt: str, seed: int
 
 
 def _prompts(options: argparse.Namespace) -> list[str]:
+    from mdrt import prompts
+
     if options.prompts is not None:
         if options.prompt is not None:
             options.usage_error("give either a prompt or --prompts, not both")
-        try:
-            with open(options.prompts, "rb") as file:
-                lines = _decode(file.read()).splitlines()
-        except OSError as error:
-            raise errors.FileError(f"cannot read {options.prompts}: {error.strerror}") from error
-        prompts = [line for line in lines if line.strip()]
-        if not prompts:
-            raise errors.InvalidArgumentError(f"{options.prompts} holds no prompt")
-        return prompts
+        return prompts.read(options.prompts)
     if options.prompt is not None:
         return [options.prompt]
     if sys.stdin is None or sys.stdin.isatty():
         options.usage_error("a prompt is needed")
-    prompt = _decode(sys.stdin.buffer.read()).strip()
+    prompt = prompts.decode(sys.stdin.buffer.read()).strip()
     if not prompt:
         options.usage_error("a prompt is needed; standard input was empty")
     return [prompt]
-
-
-def _decode(data: bytes) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise errors.InvalidArgumentError(f"the prompt is not UTF-8: {error}") from None
 
 
 def _check_output(output: str | None, count: int) -> str | None:
@@ -328,9 +332,13 @@ def _progress(options: argparse.Namespace) -> tuple[Callable[[Event], None] | No
 
 
 def _convert(options: argparse.Namespace) -> int:
+    from mdrt import files, prompts
+    from weights_tools import quantise
     from weights_tools.convert import convert
 
-    convert(
+    if options.report is not None and options.format != "int8":
+        raise errors.InvalidArgumentError("--report tells about int8; add --format int8")
+    choices = convert(
         options.source,
         options.output,
         format=options.format,
@@ -340,8 +348,16 @@ def _convert(options: argparse.Namespace) -> int:
         guidance_scale=options.guidance_scale,
         size=options.size,
         license=options.license,
+        calibration_prompts=None if options.calibrate is None else prompts.read(options.calibrate),
+        threads=options.threads,
     )
-    return 0
+    if choices is None:
+        return 0
+    report = quantise.report(choices)
+    if options.report is not None:
+        with files.replacing(options.report) as file:
+            file.write(json.dumps(report, indent=2).encode())
+    return _print(report, False, quantise.text)
 
 
 def _new(options: argparse.Namespace) -> int:
@@ -364,6 +380,21 @@ def _setting(text: str) -> tuple[str, Any]:
         return key, json.loads(value)
     except ValueError:
         return key, value
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from mdrt import compare, prompts
+
+    results = compare.run(
+        options.a,
+        options.b,
+        prompts=None if options.prompts is None else prompts.read(options.prompts),
+        num_inference_steps=options.steps,
+        seed=options.seed,
+        threads=options.threads,
+        max_memory=options.max_memory,
+    )
+    return _print(results, options.json, compare.text)
 
 
 def _inspect(options: argparse.Namespace) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdrt import _core
+from mdrt.compare import psnr
 from mdrt.formats import ComponentFormat
 from mdrt.graph import Graph, op_table
 from mdrt.interpreter import Interpreter
@@ -19,7 +20,9 @@ from mdrt.quantise import layers
 # Two pictures that PyTorch made in float32 from the checkpoint of the built-in model: one step, and eight guided ones.
 GOLDEN = Path(__file__).parent / "models" / "golden.npz"
 _INT8_OPS = ("conv2d", "linear", "embedding")
-MIN_PSNR = 60.0  # dB; the stored weights are halves, the arithmetic float32, so only rounding differs
+# In dB. The weights are int8, which costs these pictures 44 to 47 dB; rounding magnifies the last places in which
+# instruction sets differ. A kernel that is wrong leaves less than 30.
+MIN_PSNR = 40.0
 
 
 def run(*, threads: int | None = None) -> dict[str, Any]:
@@ -132,15 +135,9 @@ def _pictures(threads: int | None) -> list[dict[str, Any]]:
                 num_inference_steps=int(golden["num_inference_steps"][number]),
                 guidance_scale=float(golden["guidance_scale"][number]),
             )
-            psnr = _psnr(np.asarray(image), golden["images"][number])
-            results.append({"prompt": str(prompt), "psnr": psnr, "passed": psnr >= MIN_PSNR})
+            decibels = psnr(np.asarray(image), golden["images"][number], peak=255)
+            results.append({"prompt": str(prompt), "psnr": decibels, "passed": decibels >= MIN_PSNR})
     return results
-
-
-def _psnr(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
-    """Peak signal-to-noise ratio in dB, capped at 99 for equal pictures."""
-    error = float(np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2))
-    return 99.0 if error == 0 else min(99.0, 10 * math.log10(255**2 / error))
 
 
 def text(results: dict[str, Any]) -> str:

@@ -271,7 +271,7 @@ def test_closed_pipe():
 def test_inspect_bundle(capsys, folder):
     assert main(["inspect", models.builtin_path(), "--verify"]) == 0
     text = capsys.readouterr().out
-    assert "format 1.0" in text and "checksums: all match" in text and "unet: 9." in text
+    assert "format 1.1" in text and "checksums: all match" in text and "unet: 9." in text
     assert main(["inspect", models.builtin_path(), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert set(found["components"]) >= {"text_encoder", "unet", "vae_decoder"}
@@ -355,7 +355,7 @@ def test_selftest(capsys):
 
 
 def test_every_command_has_help(capsys):
-    for name in ("generate", "convert", "new", "inspect", "info", "bench", "selftest"):
+    for name in ("generate", "convert", "new", "compare", "inspect", "info", "bench", "selftest"):
         with pytest.raises(SystemExit) as caught:
             main([name, "--help"])
         assert caught.value.code == 0 and capsys.readouterr().out

@@ -12,13 +12,14 @@ ROOT = Path(__file__).parent.parent
 # A module may import those further left only; those of one group do not know each other.
 GROUPS = [
     "errors",
-    "files graph schedulers models",
+    "files graph schedulers models prompts",
     "formats png layers",
     "quantise",
     "ops bundle",
     "interpreter",
     "session kernels",
-    "pipeline",
+    "pipeline stages",
+    "compare",
     "describe profile selftest",
     "bench",
     "bench_kernels",

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
 import mdrt
 from mdrt.bundle import write_bundle
-from mdrt.errors import ConversionError, InvalidArgumentError
+from mdrt.errors import ConversionError, InvalidArgumentError, WriteError
 from mdrt.formats import check_format
 from mdrt.schedulers import Schedule, make_rows, scheduler_name
+from weights_tools.calibrate import calibrate
 from weights_tools.checkpoint import Checkpoint
 from weights_tools.components import Networks, load_networks
+from weights_tools.quantise import Choice, candidates, choose
 from weights_tools.vocabulary import Vocabulary, read_vocabulary
 
 _STEPS = (20, 1, 2, 4, 8)
@@ -34,27 +40,39 @@ def convert(
     guidance_scale: Sequence[float] | None = None,
     size: tuple[int, int] | None = None,
     license: str = "",
-) -> None:
+    calibration_prompts: Sequence[str] | None = None,
+    threads: int | None = None,
+) -> list[Choice] | None:
     """Writes the bundle of a checkpoint; memory for one tensor at a time is needed.
+
+    For int8 the model runs: an fp32 bundle is written beside the output, makes pictures, and is removed.
 
     Args:
         source: a diffusers pipeline directory.
         output: the `.mdrt` file, replaced only when all went well.
-        format: "fp32", or "fp16" for panels and tables.
+        format: "fp32"; "fp16" for panels and tables; "int8" for the layers that calibration finds fit, fp16 for others.
         with_encoder: also the component `vae_encoder`.
         steps: numbers of model calls whose schedules are stored, the first the default; None: 20, 1, 2, 4 and 8.
         scheduler: "ddim" or "ufogen", for all counts or one for each; None: the checkpoint's.
         guidance_scale: for all counts or one for each; None: 7.5, and 1 for one call.
         size: width and height of the pictures in pixels; None: what the checkpoint was made for.
         license: of the weights, as the bundle's provenance states it.
+        calibration_prompts: what int8 is calibrated with; None: prompts of our own.
+        threads: of calibration; None: MDRT_THREADS, else the physical cores.
+
+    Returns:
+        For int8 how the format of each layer was found.
 
     Raises:
         ConversionError: the checkpoint is incomplete, contradicts its configuration or is of another kind.
         UnsupportedError: its scheduler is not here.
         InvalidArgumentError: an argument is out of range, or a weight does not fit into the format.
+        NumericError: the model makes NaN or infinity when it is calibrated.
         FileError: a file cannot be read or written.
     """
     check_format(format)
+    if calibration_prompts is not None and format != "int8":
+        raise InvalidArgumentError(f"only int8 is calibrated, not {format}")
     checkpoint = Checkpoint(source)
     networks = load_networks(checkpoint, with_encoder)
     vocabulary = read_vocabulary(checkpoint.path / "tokenizer", networks.text_encoder.max_position_embeddings)
@@ -66,11 +84,10 @@ def convert(
     config = _scheduler_config(checkpoint.json("scheduler/scheduler_config.json"))
     entries, rows = _schedules(config, steps, scheduler, guidance_scale)
     width, height = _picture_size(networks, size)
-    write_bundle(
-        output,
-        {name: network.graph for name, network in networks.components.items()},
-        {name: network.weights for name, network in networks.components.items()},
-        formats=format,
+    write = partial(
+        write_bundle,
+        graphs={name: network.graph for name, network in networks.components.items()},
+        weights={name: network.weights for name, network in networks.components.items()},
         pipeline={
             "width": width,
             "height": height,
@@ -92,6 +109,27 @@ def convert(
             "converter": f"mdrt {mdrt.__version__}",
         },
     )
+    if format != "int8":
+        write(output, formats=format)
+        return None
+    with _beside(output) as folder:
+        write(folder / "fp32.mdrt", formats="fp32")
+        records = calibrate(folder / "fp32.mdrt", candidates(networks.components), calibration_prompts, threads=threads)
+    formats, choices = choose(networks.components, records)
+    write(output, formats=formats)
+    return choices
+
+
+@contextmanager
+def _beside(output: str | os.PathLike[str]) -> Iterator[Path]:
+    """A folder for large files where the output will be, which vanishes with all that is in it."""
+    parent = Path(output).parent
+    try:
+        folder = tempfile.TemporaryDirectory(prefix=".mdrt-", dir=parent)
+    except OSError as error:
+        raise WriteError(f"cannot write to {parent}: {error.strerror}") from error
+    with folder as name:
+        yield Path(name)
 
 
 def _schedules(
