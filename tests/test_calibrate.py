@@ -51,7 +51,8 @@ def edit_unet(checkpoint, name, change):
 
 def node_inputs(stages, component, layer, **feeds):
     names = {node.inputs[0] for node in layer.nodes}
-    inner = stages.run(component, [name for name in names if name not in feeds], **feeds)
+    wanted = [name for name in names if name not in feeds]
+    inner = stages.run(component, wanted, **feeds) if wanted else {}
     return [feeds.get(name, inner.get(name)) for name in names]
 
 
