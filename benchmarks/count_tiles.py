@@ -1,6 +1,6 @@
 """Instructions and simulated cycles of register tiles: the loops that the compiler made, taken from object files.
 
-A tile's loop is the innermost loop with the most multiply-adds of its kind. llvm-mca simulates it on a processor of
+A tile's loop is the innermost loop with the most multiply-adds of its kind among those that load. llvm-mca simulates it on a processor of
 LLVM's; the result is a static estimate with every load a hit in the first-level cache, not a measurement.
 
     python benchmarks/count_tiles.py build-arm64/CMakeFiles/mdrt_isa_neondot.dir/csrc/isa_unit.cc.o ...
@@ -102,7 +102,7 @@ def tiles(path: Path) -> list[Loop]:
     """The tile's loop of every kind that the object has."""
     match = re.search(r"mdrt_isa_(\w+)\.dir", str(path))
     isa = match[1] if match else path.name.split(".")[0]
-    loops = list(innermost_loops(path))
+    loops = [lines for lines in innermost_loops(path) if any(line.startswith("ld") for line in lines)]
     found = []
     for kind in PROCESSORS[isa][1]:
         most = max(loops, key=lambda lines: count_macs(kind, lines), default=[])

@@ -19,18 +19,18 @@ struct Layer {
   QuantizeArgs quantize = {};
   GemmArgs gemm = {};
   int64_t output_bytes = 0;
-  bool same_bytes = false;      // no step before the quantisation or behind the product may be contracted
+  bool same_bytes = false;      // nothing before the quantisation or behind the product whose steps may be contracted
 };
 
 // The shape of a convolution (or of a linear layer, which is one of 1x1) and what its loader reads.
-void choose_input(Arguments& memory, GemmArgs* g) {
+void choose_input(Arguments& memory, bool same_bytes, GemmArgs* g) {
   g->batch = pick(1, 2);
   g->in_h = pick(1, 18);
   g->in_w = pick(1, 18);
   const bool resized = pick(0, 4) == 0;
   g->view_h = resized ? g->in_h * 2 - pick(0, g->in_h > 1) : g->in_h;
   g->view_w = resized ? g->in_w * 2 - pick(0, g->in_w > 1) : g->in_w;
-  const bool depthwise = pick(0, 4) == 0;
+  const bool depthwise = !same_bytes && pick(0, 2) == 0;
   g->kernel_h = g->kernel_w = depthwise || coin() ? 3 : 1;
   g->stride_h = g->stride_w = g->kernel_h == 3 ? pick(1, 2) : 1;
   g->pad_top = g->pad_left = g->kernel_h / 2;
@@ -42,7 +42,7 @@ void choose_input(Arguments& memory, GemmArgs* g) {
     g->sources[s] = memory.view(g->batch * g->in_h * g->in_w, s + 1 < g->num_sources ? pick(1, 5) * kPanel : pick(1, most), any_dtype());
     g->k_channels += g->sources[s].channels;
   }
-  if (pick(0, 3) == 0) {
+  if (!same_bytes && coin()) {
     g->norm = memory.floats(g->batch * 2 * g->k_channels);
     g->input_activation = Activation::silu;
   }
@@ -78,7 +78,7 @@ void choose_output(Arguments& memory, Layer* layer) {
     g.image_bias_stride = channels;
     g.image_bias = memory.floats(g.batch * channels);
   }
-  g.activation = g.gated || pick(0, 3) == 0 ? Activation::gelu : Activation::none;
+  g.activation = g.gated || !layer->same_bytes ? Activation::gelu : Activation::none;
   g.output = memory.view(pixels, channels, any_dtype());
   layer->output_bytes = ((pixels - 1) * g.output.stride + channels) * size_of(g.output.dtype);
   if (coin()) g.residual = memory.view(pixels, channels, any_dtype());
@@ -87,7 +87,8 @@ void choose_output(Arguments& memory, Layer* layer) {
 Layer choose_layer(Arguments& memory) {
   Layer layer;
   QuantizeArgs& q = layer.quantize;
-  choose_input(memory, &q.layer);
+  layer.same_bytes = pick(0, 2) > 0;
+  choose_input(memory, layer.same_bytes, &q.layer);
   GemmArgs& g = layer.gemm;
   g = q.layer;
   g.num_sources = 1;
@@ -114,11 +115,10 @@ Layer choose_layer(Arguments& memory) {
     g.input_scale = q.input_scale = scale;
     g.input_zero_point = q.input_zero_point = zero_point;
   }
-  g.gated = pick(0, 3) == 0;
+  g.gated = !layer.same_bytes && coin();
   g.panels = pick(1, 5) * (g.gated ? 2 : 1);
   choose_weights(memory, &g);
   choose_output(memory, &layer);
-  layer.same_bytes = !q.layer.norm && !q.layer.depthwise && g.activation == Activation::none;
   return layer;
 }
 
