@@ -27,6 +27,9 @@ from peers.preparation import REPOSITORY, PreparationError, Workshop
 from peers.processes import Worker, WorkerError
 from peers.report import Group, Report, Row
 
+DISTURBED = 0.15
+"""Processors busy for others that spoil a round."""
+
 
 def contenders(stage: str, kind: str, limit: str) -> list[Contender]:
     """Those of one comparison; where the processor has AMX, who uses it takes part with it and without."""
@@ -74,10 +77,17 @@ def start(contender: Contender, stage: str, threads: int, workshop: Workshop, se
 
 def measure(
     rows: list[Contender], stage: str, threads: int, workshop: Workshop, rounds: int, seconds: float
-) -> list[Row]:
-    """One turn of at least `seconds` for each contender in each round."""
+) -> tuple[list[Row], float]:
+    """One turn of at least `seconds` for each contender in each round.
+
+    Rounds in which other processes computed are repeated, up to twice as many; those with the least of it count.
+
+    Returns:
+        a row for each contender, and how many processors were busy for others in the worst round that counts.
+    """
     workers: dict[int, Worker] = {}
     results = [Row(row.runtime, row.label, row.unit, row.amx) for row in rows]
+    disturbance: list[float] = []
     try:
         for index, row in enumerate(rows):
             try:
@@ -85,17 +95,23 @@ def measure(
                 results[index].take_load(workers[index].loaded)
             except (PreparationError, WorkerError) as error:
                 results[index].reason = str(error)
-        for _ in range(rounds):
+        while sum(share < DISTURBED for share in disturbance) < rounds and len(disturbance) < 2 * rounds:
+            disturbance.append(0.0)
             for index, worker in list(workers.items()):
                 try:
-                    results[index].take_turn(worker.turn())
+                    answer = worker.turn()
+                    results[index].take_turn(answer)
+                    disturbance[-1] = max(disturbance[-1], answer["others"])
                 except WorkerError as error:
                     results[index].fail(str(error))
                     workers.pop(index).close()
     finally:
         for worker in workers.values():
             worker.close()
-    return results
+    counted = sorted(sorted(range(len(disturbance)), key=disturbance.__getitem__)[:rounds])
+    for row in results:
+        row.seconds = [row.seconds[index] for index in counted] if row.seconds else []
+    return results, max((disturbance[index] for index in counted), default=0.0)
 
 
 def gmac(stage: str, bundle: Path) -> float:
@@ -168,8 +184,8 @@ def main() -> None:
         except (OSError, subprocess.CalledProcessError) as error:
             print(f"no peaks: {error}", file=sys.stderr)
             peak = {}
-        results = measure(rows, stage, threads, workshop, arguments.rounds, arguments.seconds)
-        group = Group(stage, kind, threads, limit, time.strftime("%Y-%m-%d"), peak, results)
+        results, others = measure(rows, stage, threads, workshop, arguments.rounds, arguments.seconds)
+        group = Group(stage, kind, threads, limit, time.strftime("%Y-%m-%d"), peak, others, results)
         report.add(group)
         report.write()
         for row in results:

@@ -48,7 +48,7 @@ def test_a_peer_that_cannot_run_is_a_row_with_a_reason(workshop):
     (workshop.folder / "models" / STAGE / "mnn-fp32").mkdir()
     fake_environment(workshop, "mnn", "echo 'ImportError: there is no MNN' >&2; exit 1")
     missing = Contender("MNN", "fp32", "16 bit", "mnn", "mnn-fp32", "fp32")
-    ours, theirs = compare_peers.measure([OURS, missing], STAGE, 1, workshop, rounds=2, seconds=0)
+    (ours, theirs), _ = compare_peers.measure([OURS, missing], STAGE, 1, workshop, rounds=2, seconds=0)
     assert len(ours.seconds) == 2 and min(ours.seconds) > 0 and ours.error == 0 and ours.peak_rss_bytes > 0
     assert ours.version == mdrt.__version__ and not ours.reason
     assert theirs.seconds == [] and theirs.reason == "ImportError: there is no MNN"
@@ -57,7 +57,7 @@ def test_a_peer_that_cannot_run_is_a_row_with_a_reason(workshop):
 def test_a_peer_without_a_model_is_a_row_with_a_reason(workshop):
     fake_environment(workshop, "mnn", "echo run >>runs; echo 'cannot convert'; exit 3")
     missing = Contender("MNN", "fp32", "16 bit", "mnn", "mnn-fp32", "fp32")
-    (row,) = compare_peers.measure([missing], STAGE, 1, workshop, rounds=1, seconds=0)
+    (row,), _ = compare_peers.measure([missing], STAGE, 1, workshop, rounds=1, seconds=0)
     assert row.reason == f"cannot convert (models/{STAGE}/mnn-fp32.failed)"
 
 
@@ -91,8 +91,20 @@ def test_a_peer_that_ends_in_a_round_leaves_no_seconds(workshop, monkeypatch):
         return turn(self)
 
     monkeypatch.setattr(Worker, "turn", ends_in_the_second)
-    (row,) = compare_peers.measure([OURS], STAGE, 1, workshop, rounds=3, seconds=0)
+    (row,), _ = compare_peers.measure([OURS], STAGE, 1, workshop, rounds=3, seconds=0)
     assert row.seconds == [] and row.reason
+
+
+def test_rounds_that_others_disturb_are_repeated(workshop, monkeypatch):
+    answers = iter([(1.0, 0.0), (9.0, 0.8), (2.0, 0.1), (8.0, 0.3), (3.0, 0.0), (7.0, 0.0)])
+
+    def turn(self):
+        seconds, others = next(answers)
+        return {"seconds": seconds, "others": others, "peak_rss_bytes": 1}
+
+    monkeypatch.setattr(Worker, "turn", turn)
+    (row,), others = compare_peers.measure([OURS], STAGE, 1, workshop, rounds=3, seconds=0)
+    assert row.seconds == [1.0, 2.0, 3.0] and others == 0.1
 
 
 def test_who_uses_amx_runs_with_it_and_without(monkeypatch):
@@ -120,7 +132,7 @@ def group(kind="int8", ours=(1.0, 1.2, 1.1), theirs=(2.0, 2.0, 2.0)):
         Row("OpenVINO", "int8, no AMX", "int8", amx=False, version="2", seconds=[4.0, 4.0, 4.0]),
         Row("ncnn", "int8", "int8", amx=False, reason="no | quantiser"),
     ]
-    return Group("unet", kind, 2, "", "2026-01-01", {"int8 AMX": 400.0, "int8 AVX512-VNNI": 100.0}, rows)
+    return Group("unet", kind, 2, "", "2026-01-01", {"int8 AMX": 400.0, "int8 AVX512-VNNI": 100.0}, 0.1, rows)
 
 
 @pytest.fixture

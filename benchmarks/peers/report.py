@@ -54,7 +54,7 @@ class Row:
 
 @dataclass
 class Group:
-    """Rows measured in turn, and the peaks of the processor just before."""
+    """Rows measured in turn, the peaks just before, and how many processors were busy for others at worst."""
 
     stage: str
     kind: str
@@ -62,6 +62,7 @@ class Group:
     limit: str
     date: str
     peaks: dict[str, float]
+    others: float
     rows: list[Row]
 
     @property
@@ -185,10 +186,12 @@ class Report:
         limit = f", {first.limit} only" if first.limit else ""
         count = self.gmac[first.stage]
         units = {label: rate for group in groups for label, rate in group.peaks.items()}
+        others = ", ".join(f"{group.kind} {group.others:.0%}" for group in groups)
+        rounds = f"Other processes took at most, of a core: {others}."
         peak = ", ".join(f"{label} {rate:.0f}" for label, rate in units.items()) or "not measured"
         lines = [
             f"### {_stage(first.stage)}, {_plural(first.threads)}{limit}\n",
-            f"{count:.1f} GMAC. Peaks, GMAC/s: {peak}.\n",
+            f"{count:.1f} GMAC. Peaks, GMAC/s: {peak}. {rounds}\n",
             "| runtime | precision | s | mdrt / it (range) | GMAC/s | share of peak | peak RSS MB | load s | error |",
             "|---|---|---|---|---|---|---|---|---|",
         ]

@@ -43,18 +43,33 @@ def main() -> None:
     error = float(np.sqrt(np.mean((output - expected) ** 2) / np.mean(expected**2)))
     answer(version=version, load_seconds=load_seconds, error=error)
     for _ in sys.stdin:
-        answer(seconds=turn(call, task["seconds"]), peak_rss_bytes=peak_rss_bytes())
+        answer(**turn(call, task["seconds"]), peak_rss_bytes=peak_rss_bytes())
 
 
-def turn(call: Callable[[], object], at_least: float) -> float:
-    """One call to warm up, since others ran in between; then the median of as many as take `at_least` seconds."""
+def turn(call: Callable[[], object], at_least: float) -> dict[str, float]:
+    """One call to warm up, since others ran in between; then as many as take `at_least` seconds.
+
+    Returns:
+        `seconds`, the median; `others`, how many processors were busy for other processes or other guests meanwhile.
+    """
     call()
     times: list[float] = []
+    others = -foreign_seconds()
     while not times or sum(times) < at_least:
         start = time.perf_counter()
         call()
         times.append(time.perf_counter() - start)
-    return statistics.median(times)
+    others += foreign_seconds()
+    return {"seconds": statistics.median(times), "others": max(others, 0.0) / sum(times)}
+
+
+def foreign_seconds() -> float:
+    """Processor seconds since the start of the machine that were not this process's, idle ones apart."""
+    with open("/proc/stat", encoding="ascii") as statistics_of_all:
+        user, nice, system, _, _, irq, softirq, steal = map(int, statistics_of_all.readline().split()[1:9])
+    mine = os.times()
+    busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+    return busy - mine.user - mine.system
 
 
 def peak_rss_bytes() -> int:
