@@ -1,7 +1,8 @@
 """Instructions and simulated cycles of register tiles: the loops that the compiler made, taken from object files.
 
-A tile's loop is the innermost loop with the most multiply-adds of its kind among those that load. llvm-mca simulates it on a processor of
-LLVM's; the result is a static estimate with every load a hit in the first-level cache, not a measurement.
+A tile's loop is the innermost loop with the most multiply-adds of its kind among those that load. llvm-mca simulates it
+on a processor of LLVM's; the result is a static estimate with every load a hit in the first-level cache, not a
+measurement.
 
     python benchmarks/count_tiles.py build-arm64/CMakeFiles/mdrt_isa_neondot.dir/csrc/isa_unit.cc.o ...
 """
