@@ -1,8 +1,8 @@
 """Instructions and simulated cycles of register tiles: the loops that the compiler made, taken from object files.
 
-A tile's loop is the innermost loop with the most multiply-adds of its kind among those that load. llvm-mca simulates it
-on a processor of LLVM's; the result is a static estimate with every load a hit in the first-level cache, not a
-measurement.
+A tile's loop is the innermost loop with the most multiply-adds of its kind among those that load and do little else.
+llvm-mca simulates it on a processor of LLVM's; the result is a static estimate with every load a hit in the first-level
+cache, not a measurement.
 
     python benchmarks/count_tiles.py build-arm64/CMakeFiles/mdrt_isa_neondot.dir/csrc/isa_unit.cc.o ...
 """
@@ -88,8 +88,10 @@ def innermost_loops(path: Path) -> Iterator[list[str]]:
 
 
 def count_macs(kind: str, lines: list[str]) -> int:
-    """Multiply-adds of one iteration."""
-    return sum(macs for line in lines for pattern, macs in MACS[kind] if re.match(pattern, line))
+    """Multiply-adds of one iteration; 0 of a loop that loads nothing or multiplies with few of its instructions."""
+    macs = [macs for line in lines for pattern, macs in MACS[kind] if re.match(pattern, line)]
+    loads = any(line.startswith("ld") for line in lines)
+    return sum(macs) if loads and len(macs) >= 0.4 * len(lines) else 0
 
 
 def compiler_of(path: Path) -> str:
@@ -103,7 +105,7 @@ def tiles(path: Path) -> list[Loop]:
     """The tile's loop of every kind that the object has."""
     match = re.search(r"mdrt_isa_(\w+)\.dir", str(path))
     isa = match[1] if match else path.name.split(".")[0]
-    loops = [lines for lines in innermost_loops(path) if any(line.startswith("ld") for line in lines)]
+    loops = list(innermost_loops(path))
     found = []
     for kind in PROCESSORS[isa][1]:
         most = max(loops, key=lambda lines: count_macs(kind, lines), default=[])
