@@ -10,7 +10,7 @@ inline void int8_tile_end() {}
 // One step of the arithmetic, for micro/peak.h.
 constexpr int kInt8StepMacs = 16;
 inline int32x4_t int8_step(int32x4_t sum, int8x16_t a, int8x16_t b) {
-  return vpadalq_s16(sum, vmlal_s8(vmull_s8(vget_low_s8(a), vget_low_s8(b)), vget_low_s8(a), vget_low_s8(b)));
+  return vpadalq_s16(sum, vmlal_high_s8(vmull_s8(vget_low_s8(a), vget_low_s8(b)), a, b));
 }
 
 typedef int32x4_t Int8Accumulators[kInt8Rows][8];   // 2 columns each
