@@ -54,14 +54,14 @@ void int8_tile(const Int8TileArgs& t) {
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
-  const int8_t* b = t.b;
+  const int8_t *b = t.b, *const b_end = t.b + t.b_panel;
   for (int64_t tap = 0; tap < t.taps; ++tap) {
     for (int64_t k = 0; k < t.depth; k += 64) {
       const int64_t offset = t.tap_offsets[tap] + k, rest = t.depth - k;
       const int8_t* b0 = b;
       const int8_t* b1 = b + t.b_panel;
-      if (rest < 64 && tap == t.taps - 1) {
-        // A is zero where the panel ends, but what lies behind the panel must not be read.
+      if (b_end - b < 1024) {
+        // A is zero from the tap's last channel on, but what lies behind the panel must not be read.
         for (int p = 0; p < kPanels; ++p) {
           memset(b_buffer[p], 0, 1024);
           memcpy(b_buffer[p], b + p * t.b_panel, static_cast<size_t>(rest * kPanel));

@@ -70,7 +70,8 @@ class Arguments {
         if (dtype == DType::fp32) {
           static_cast<float*>(v.data)[i] = static_cast<float>(pick(-100, 100)) * 0.01f;
         } else {
-          static_cast<uint16_t*>(v.data)[i] = static_cast<uint16_t>(0x3000 + pick(0, 0xbff) + (coin() ? 0x8000 : 0));
+          const int64_t sign = coin() ? 0x8000 : 0;     // a call a line: their order is the same with every compiler
+          static_cast<uint16_t*>(v.data)[i] = static_cast<uint16_t>(0x3000 + pick(0, 0xbff) + sign);
         }
       }
     }

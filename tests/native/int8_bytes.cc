@@ -39,7 +39,8 @@ void choose_input(Arguments& memory, bool same_bytes, GemmArgs* g) {
   g->num_sources = pick(0, 3) == 0 ? 2 : 1;
   const int64_t most = g->in_h * g->in_w < 40 ? 1100 : 150;
   for (int s = 0; s < g->num_sources; ++s) {
-    g->sources[s] = memory.view(g->batch * g->in_h * g->in_w, s + 1 < g->num_sources ? pick(1, 5) * kPanel : pick(1, most), any_dtype());
+    const int64_t channels = s + 1 < g->num_sources ? pick(1, 5) * kPanel : pick(1, most);
+    g->sources[s] = memory.view(g->batch * g->in_h * g->in_w, channels, any_dtype());
     g->k_channels += g->sources[s].channels;
   }
   if (!same_bytes && coin()) {
@@ -57,13 +58,13 @@ void choose_weights(Arguments& memory, GemmArgs* g) {
   const int64_t depth = g->kernel_h * g->kernel_w * g->k_channels;
   int8_t* weights = reinterpret_cast<int8_t*>(memory.bytes(g->panels * kPanel * depth));
   int32_t* sums = reinterpret_cast<int32_t*>(memory.bytes(g->panels * kPanel * 4));
-  float* scales = memory.floats(g->panels * kPanel);
+  float* scales = reinterpret_cast<float*>(memory.bytes(g->panels * kPanel * 4));
   const bool extreme = pick(0, 3) == 0;
   for (int64_t i = 0; i < g->panels * kPanel * depth; ++i) {
     weights[i] = static_cast<int8_t>(extreme ? (coin() ? 127 : -127) : pick(-127, 127));
     sums[i / (depth * kPanel) * kPanel + i % 64 / 4] += weights[i];
   }
-  for (int64_t i = 0; i < g->panels * kPanel; ++i) scales[i] = scales[i] * scales[i] + 0.001f;
+  for (int64_t i = 0; i < g->panels * kPanel; ++i) scales[i] = static_cast<float>(pick(1, 1000)) * 1e-4f;
   g->weight = weights;
   g->weight_dtype = DType::int8;
   g->weight_sum = sums;

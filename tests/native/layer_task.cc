@@ -37,7 +37,7 @@ GemmArgs make_layer(Arguments& memory, const Shape& shape, const TileInfo& tile)
   g.bias = memory.floats(shape.columns);
   g.input_scale = memory.floats(1);
   g.input_zero_point = reinterpret_cast<int32_t*>(memory.bytes(4));
-  g.output = memory.view(pixels, shape.columns, DType::fp16);
+  g.output = {memory.bytes(pixels * shape.columns * 2), DType::fp16, shape.columns, shape.columns};
   choose_int8_blocks(&g, tile, false);
   return g;
 }
