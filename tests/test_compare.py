@@ -121,6 +121,28 @@ def test_pictures_are_those_of_the_pipeline(bundle, folder, tmp_path):
     assert results["mean"] == psnr(*pictures, peak=255)
 
 
+def test_stages_by_hand(bundle, tmp_path):
+    """Both bundles get what the sampling of the first one passes through."""
+    other = tmp_path / "half.mdrt"
+    convert(DATA / "micro-a", other, format="fp16", steps=[1, 3], guidance_scale=[1, 2])
+    results = compare.run(bundle, other, prompts=PROMPTS[:1], num_inference_steps=3, seed=2)["stages"]
+    first, second = Stages(bundle), Stages(other)
+    schedule, guidance = first.schedule(3)
+    *latents, last = first.walk(PROMPTS[0], first.noise(2), schedule, guidance, 2)
+    context = first.context(["", PROMPTS[0]])
+    feeds = {"unet": [first.unet_feeds(x, row[0], context) for x, row in zip(latents, schedule.rows, strict=True)]}
+    feeds["vae_decoder"] = [first.decoder_feeds(last)]
+    feeds["text_encoder"] = [{"input_ids": first.ids(PROMPTS[:1])}]
+    outputs = {"text_encoder": "last_hidden_state", "unet": "out_sample", "vae_decoder": "sample"}
+    for component, output in outputs.items():
+        values = [
+            psnr(*(model.run(component, [output], **given)[output] for model in (first, second)))
+            for given in feeds[component]
+        ]
+        expected = {"mean": sum(values) / len(values), "worst": min(values), "count": len(values)}
+        assert results[component] == expected, component
+
+
 @pytest.mark.parametrize("steps", [1, 3])
 def test_walk_ends_where_the_pipeline_does(steps, bundle):
     stages = Stages(bundle)
