@@ -6,8 +6,10 @@ namespace mdrt {
 namespace {
 
 constexpr int64_t kMaxTaskPanels = 32;      // columns / 16 of a task: its C block stays in the second-level cache
-constexpr int64_t kWeightBlockBytes = 72 << 10;   // of one tile's weights in one pass: stays near the core while all rows use it
 constexpr int64_t kMinTasks = 16;           // enough to share among the cores of a board
+constexpr int64_t kWinogradChannels = 64;   // of a pass
+constexpr int64_t kWinogradPanels = 12;
+constexpr int64_t kWinogradTasks = 8;       // every task transforms pixels and weights of its own
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -52,10 +54,35 @@ void choose_panels(GemmArgs* g, int64_t tile_panels, int64_t most, int64_t least
 void choose_blocks(GemmArgs* g, const TileInfo& tile, bool per_image) {
   choose_pixels(g, tile, per_image);
   const int64_t taps = g->depthwise ? 1 : g->kernel_h * g->kernel_w;
-  const int64_t fitting = kWeightBlockBytes / (taps * tile.columns * static_cast<int64_t>(sizeof(float)));
+  const int64_t fitting = tile.weight_block_bytes / (taps * tile.columns * static_cast<int64_t>(sizeof(float)));
   g->k_block = std::clamp(fitting / kPanel * kPanel, kPanel, g->depthwise ? int64_t{64} : int64_t{256});
 
-  choose_panels(g, tile.columns / kPanel, g->gated ? kMaxTaskPanels / 2 : kMaxTaskPanels, 4);
+  // Register tiles share the panels of a task evenly: their number is no multiple of anything.
+  choose_panels(g, 1, g->gated ? kMaxTaskPanels / 2 : kMaxTaskPanels, tile.columns > kPanel ? 8 : 4);
+}
+
+bool can_use_winograd(const GemmArgs& g) {
+  return g.kernel_h == 3 && g.kernel_w == 3 && g.stride_h == 1 && g.stride_w == 1 && !g.depthwise;
+}
+
+bool winograd_pays(const GemmArgs& g) {
+  // Transforming pixels is shared by the output's channels, transforming weights by the pixels.
+  return can_use_winograd(g) && g.k_channels >= 32 && g.panels >= 3 && g.out_h >= 16 && g.out_w >= 16;
+}
+
+void choose_winograd_blocks(GemmArgs* g, const TileInfo& tile) {
+  constexpr int64_t kTilePixels = 4, kBlockWidth = 32;
+  g->plain_product = false;
+  g->block_w = std::min(divide_up(g->out_w, kTilePixels) * kTilePixels, kBlockWidth);
+  const int64_t rows = 2 * tile.block_pixels / g->block_w / kTilePixels * kTilePixels;
+  g->block_h = std::min(divide_up(g->out_h, kTilePixels) * kTilePixels, rows);
+  g->blocks_x = divide_up(g->out_w, g->block_w);
+  g->blocks_y = divide_up(g->out_h, g->block_h);
+  g->k_block = std::min(g->k_channels, kWinogradChannels);
+  const int64_t blocks = g->batch * g->blocks_y * g->blocks_x;
+  g->task_panels = std::clamp(divide_up(g->panels * blocks, kWinogradTasks), int64_t{3}, kWinogradPanels);
+  g->task_panels = divide_up(g->panels, divide_up(g->panels, g->task_panels));      // even shares
+  g->panel_blocks = divide_up(g->panels, g->task_panels);
 }
 
 void choose_int8_blocks(GemmArgs* g, const TileInfo& tile, bool per_image) {

@@ -110,5 +110,9 @@ void timestep_embedding(const TimestepArgs* args, int64_t image, void* scratch);
 // `per_image`: a norm or an image bias makes images differ.
 void choose_blocks(GemmArgs* args, const TileInfo& tile, bool per_image);
 void choose_int8_blocks(GemmArgs* args, const TileInfo& tile, bool per_image);
+void choose_winograd_blocks(GemmArgs* args, const TileInfo& tile);
+// By the geometry, channels and panels of a layer: whether the kernel can do it, and whether it is the faster one.
+bool can_use_winograd(const GemmArgs& args);
+bool winograd_pays(const GemmArgs& args);
 
 }  // namespace mdrt

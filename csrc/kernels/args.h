@@ -168,6 +168,7 @@ struct PeakArgs {
 struct TileInfo {
   int rows, columns;            // MR, NR of the GEMM tile
   int64_t block_pixels;         // output pixels of a task
+  int64_t weight_block_bytes;   // of a GEMM tile's weights in one pass: they stay near the core while all rows use them
   int int8_rows, int8_columns;  // MR, NR of the int8 tile
 };
 
@@ -175,6 +176,7 @@ struct KernelTable {
   const char* isa;
   TileInfo tile;
   int64_t (*gemm_scratch_bytes)(const GemmArgs*);
+  int64_t (*winograd_scratch_bytes)(const GemmArgs*);
   int64_t (*gemm_int8_scratch_bytes)(const GemmArgs*);
   int64_t (*quantize_scratch_bytes)(const QuantizeArgs*);
   int64_t (*layer_norm_scratch_bytes)(const LayerNormArgs*);

@@ -40,6 +40,15 @@ inline const char* element(const void* base, int64_t index, DType dtype) {
   return static_cast<const char*>(base) + index * (dtype == DType::fp16 ? 2 : 4);
 }
 
+// Channels of a few pixels further on: these lie far apart, where the hardware does not look ahead.
+inline void fetch_pixel(const void* base, int64_t index, int64_t channels, DType dtype) {
+  const char* from = element(base, index, dtype);
+  const char* end = element(base, index + channels, dtype);
+  for (; from < end; from += kLineBytes) __builtin_prefetch(from);
+}
+
+constexpr int64_t kPixelsAhead = 8;
+
 // tile: (region.h, region.w, stride); channels [c0, c0 + channels) of source `s`, whose first is channel `k0` of K.
 inline void load_tile(const GemmArgs& g, const TileRegion& region, int s, int64_t c0, int64_t k0, int64_t channels, float* tile,
                       int64_t stride) {
@@ -61,6 +70,7 @@ inline void load_tile(const GemmArgs& g, const TileRegion& region, int s, int64_
         continue;
       }
       const int64_t pixel = row + (resized ? view_x * g.in_w / g.view_w : view_x);
+      fetch_pixel(source.data, (pixel + kPixelsAhead) * source.stride + c0, channels, source.dtype);
       load_pixel(dst, element(source.data, pixel * source.stride + c0, source.dtype), channels, scale, shift);
     }
   }
