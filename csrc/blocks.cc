@@ -7,7 +7,7 @@ namespace {
 
 constexpr int64_t kMaxTaskPanels = 32;      // columns / 16 of a task: its C block stays in the second-level cache
 constexpr int64_t kMinTasks = 16;           // enough to share among the cores of a board
-constexpr int64_t kWinogradChannels = 64;   // of a pass
+constexpr int64_t kWideBlockChannels = 64;  // of a pass
 constexpr int64_t kWinogradPanels = 12;
 constexpr int64_t kWinogradTasks = 8;       // every task transforms pixels and weights of its own
 
@@ -38,6 +38,17 @@ void choose_pixels(GemmArgs* g, const TileInfo& tile, bool per_image) {
   g->blocks_y = divide_up(g->out_h, g->block_h);
 }
 
+// Blocks for kernels that prepare weights once a task: twice as many pixels, and sides of whole register tiles.
+void choose_wide_block(GemmArgs* g, const TileInfo& tile, int64_t side) {
+  constexpr int64_t kBlockWidth = 32;
+  g->plain_product = false;
+  g->block_w = std::min(divide_up(g->out_w, side) * side, kBlockWidth);
+  g->block_h = std::min(divide_up(g->out_h, side) * side, 2 * tile.block_pixels / g->block_w / side * side);
+  g->blocks_x = divide_up(g->out_w, g->block_w);
+  g->blocks_y = divide_up(g->out_h, g->block_h);
+  g->k_block = std::min(g->k_channels, kWideBlockChannels);
+}
+
 // Tasks of at most `most` panels, of fewer where there would be too few tasks, but of `least` tiles or more.
 void choose_panels(GemmArgs* g, int64_t tile_panels, int64_t most, int64_t least) {
   const int64_t panels = g->gated ? g->panels / 2 : g->panels, blocks = g->batch * g->blocks_y * g->blocks_x;
@@ -61,24 +72,26 @@ void choose_blocks(GemmArgs* g, const TileInfo& tile, bool per_image) {
   choose_panels(g, 1, g->gated ? kMaxTaskPanels / 2 : kMaxTaskPanels, tile.columns > kPanel ? 8 : 4);
 }
 
+bool narrow_pays(const GemmArgs& g, const TileInfo& tile) {
+  return g.columns <= tile.narrow_columns && g.kernel_h * g.kernel_w > 1 && !g.depthwise && !g.gated;
+}
+
+void choose_narrow_blocks(GemmArgs* g, const TileInfo& tile) {
+  choose_wide_block(g, tile, 1);
+  g->task_panels = g->panel_blocks = 1;
+}
+
 bool can_use_winograd(const GemmArgs& g) {
   return g.kernel_h == 3 && g.kernel_w == 3 && g.stride_h == 1 && g.stride_w == 1 && !g.depthwise;
 }
 
 bool winograd_pays(const GemmArgs& g) {
   // Transforming pixels is shared by the output's channels, transforming weights by the pixels.
-  return can_use_winograd(g) && g.k_channels >= 32 && g.panels >= 3 && g.out_h >= 16 && g.out_w >= 16;
+  return can_use_winograd(g) && g.k_channels >= 64 && g.panels >= 4 && g.out_h >= 16 && g.out_w >= 16;
 }
 
 void choose_winograd_blocks(GemmArgs* g, const TileInfo& tile) {
-  constexpr int64_t kTilePixels = 4, kBlockWidth = 32;
-  g->plain_product = false;
-  g->block_w = std::min(divide_up(g->out_w, kTilePixels) * kTilePixels, kBlockWidth);
-  const int64_t rows = 2 * tile.block_pixels / g->block_w / kTilePixels * kTilePixels;
-  g->block_h = std::min(divide_up(g->out_h, kTilePixels) * kTilePixels, rows);
-  g->blocks_x = divide_up(g->out_w, g->block_w);
-  g->blocks_y = divide_up(g->out_h, g->block_h);
-  g->k_block = std::min(g->k_channels, kWinogradChannels);
+  choose_wide_block(g, tile, 4);
   const int64_t blocks = g->batch * g->blocks_y * g->blocks_x;
   g->task_panels = std::clamp(divide_up(g->panels * blocks, kWinogradTasks), int64_t{3}, kWinogradPanels);
   g->task_panels = divide_up(g->panels, divide_up(g->panels, g->task_panels));      // even shares

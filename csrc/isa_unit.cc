@@ -26,6 +26,7 @@ namespace MDRT_ISA_NAME {
 #include "kernels/load_tile.h"
 #include "kernels/gemm.h"
 #include "kernels/winograd.h"
+#include "kernels/narrow.h"
 #include "kernels/quantize.h"
 #include "kernels/gemm_int8.h"
 #include "kernels/depthwise.h"
@@ -40,9 +41,11 @@ extern const KernelTable MDRT_JOIN(kernel_table_, MDRT_ISA_NAME);
 const KernelTable MDRT_JOIN(kernel_table_, MDRT_ISA_NAME) = {
     MDRT_TEXT(MDRT_ISA_NAME),
     {MDRT_ISA_NAME::kTileRows, MDRT_ISA_NAME::kTileColumns, MDRT_ISA_NAME::kTileBlockPixels, MDRT_ISA_NAME::kTileWeightBytes,
+     MDRT_ISA_NAME::kNarrowColumns,
      MDRT_ISA_NAME::kInt8Rows, MDRT_ISA_NAME::kInt8Columns},
     MDRT_ISA_NAME::gemm_scratch_bytes,
     MDRT_ISA_NAME::winograd_scratch_bytes,
+    MDRT_ISA_NAME::narrow_scratch_bytes,
     MDRT_ISA_NAME::gemm_int8_scratch_bytes,
     MDRT_ISA_NAME::quantize_scratch_bytes,
     MDRT_ISA_NAME::layer_norm_scratch_bytes,

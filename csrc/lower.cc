@@ -184,6 +184,7 @@ void Lowering::set_product(const FusedNode& node, GemmArgs* g) {
   g->weight = panels.data;
   g->weight_dtype = panels.dtype;
   g->panels = panels.shape[0];
+  g->columns = plan_.shapes[static_cast<size_t>(node.output)].back();
   g->bias = weight<float>(op, 2);
   g->activation = node.activation;
   g->gated = node.gated;
@@ -194,13 +195,34 @@ void Lowering::set_product(const FusedNode& node, GemmArgs* g) {
   if (node.residual >= 0) use(&g->residual, node.residual);
 }
 
+Lowering::GemmKernel Lowering::choose_gemm(const FusedNode& node) const {
+  GemmArgs g = {};
+  set_geometry(node, &g);
+  for (int32_t value : node.inputs) g.k_channels += place(value).padded();
+  g.panels = find_weight(plain(node.node), kWeight)->shape[0];
+  g.columns = plan_.shapes[static_cast<size_t>(node.output)].back();
+  g.gated = node.gated;
+  if (narrow_pays(g, kernels_.tile)) return {kernels_.narrow, "narrow", kernels_.narrow_scratch_bytes};
+  const bool wanted = request_.winograd == Winograd::wherever_possible ||
+                      (request_.winograd == Winograd::where_it_pays && winograd_pays(g));
+  if (wanted && can_use_winograd(g)) return {kernels_.winograd, "winograd", kernels_.winograd_scratch_bytes};
+  return {kernels_.gemm, "gemm", kernels_.gemm_scratch_bytes};
+}
+
 void Lowering::lower_gemm(const FusedNode& node) {
-  auto& step = add_step<GemmArgs>(kernels_.gemm, "gemm", node.output);
+  const GemmKernel kernel = choose_gemm(node);
+  auto& step = add_step<GemmArgs>(kernel.run, kernel.name, node.output);
   GemmArgs& g = step.data;
   set_input(node, &g);
   step.macs = macs(node.node) + (node.depthwise >= 0 ? macs(node.depthwise) : 0);
   set_product(node, &g);
-  choose_blocks(&g, kernels_.tile, node.norm >= 0 || node.image_bias >= 0);
+  if (kernel.run == kernels_.winograd) {
+    choose_winograd_blocks(&g, kernels_.tile);
+  } else if (kernel.run == kernels_.narrow) {
+    choose_narrow_blocks(&g, kernels_.tile);
+  } else {
+    choose_blocks(&g, kernels_.tile, node.norm >= 0 || node.image_bias >= 0);
+  }
   // A residual is read where it is written. So is the input of a plain product whose tasks hold whole pixels.
   const bool whole_pixels = g.plain_product && g.panel_blocks == 1 && g.num_sources == 1;
   int32_t overwrite = whole_pixels ? node.inputs[0] : -1;
@@ -211,7 +233,7 @@ void Lowering::lower_gemm(const FusedNode& node) {
   place_output(node, overwrite);
   use(&g.output, node.output);
   step.tasks = g.batch * g.blocks_y * g.blocks_x * g.panel_blocks;
-  step.scratch_bytes = kernels_.gemm_scratch_bytes(&g);
+  step.scratch_bytes = kernel.scratch_bytes(&g);
 }
 
 void Lowering::set_geometry(const FusedNode& node, GemmArgs* g) const {

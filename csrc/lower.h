@@ -30,6 +30,13 @@ class Lowering {
     int32_t scales = -1;        // buffer; -1: the layer has input_scale and input_zero_point
   };
 
+  // One of the kernels for convolutions and linear layers.
+  struct GemmKernel {
+    void (*run)(const GemmArgs*, int64_t task, void* scratch);
+    const char* name;
+    int64_t (*scratch_bytes)(const GemmArgs*);
+  };
+
   template <class Args>
   KernelStep<Args>& add_step(void (*kernel)(const Args*, int64_t, void*), const char* kernel_name, int32_t value);
   int32_t add_buffer(int64_t size_bytes);
@@ -46,6 +53,7 @@ class Lowering {
   bool can_overwrite(const FusedNode& node, int32_t value, const ValuePlace& output) const;
   void lower_node(const FusedNode& node);
   void lower_gemm(const FusedNode& node);
+  GemmKernel choose_gemm(const FusedNode& node) const;
   void lower_gemm_int8(const FusedNode& node);
   void set_input(const FusedNode& node, GemmArgs* g);      // what the loader reads, and the geometry
   void set_product(const FusedNode& node, GemmArgs* g);    // weight, bias and what follows the product
@@ -111,8 +119,10 @@ void timestep_embedding(const TimestepArgs* args, int64_t image, void* scratch);
 void choose_blocks(GemmArgs* args, const TileInfo& tile, bool per_image);
 void choose_int8_blocks(GemmArgs* args, const TileInfo& tile, bool per_image);
 void choose_winograd_blocks(GemmArgs* args, const TileInfo& tile);
+void choose_narrow_blocks(GemmArgs* args, const TileInfo& tile);
 // By the geometry, channels and panels of a layer: whether the kernel can do it, and whether it is the faster one.
 bool can_use_winograd(const GemmArgs& args);
 bool winograd_pays(const GemmArgs& args);
+bool narrow_pays(const GemmArgs& args, const TileInfo& tile);
 
 }  // namespace mdrt

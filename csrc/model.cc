@@ -15,6 +15,9 @@ Model::Model(std::unique_ptr<Bundle> bundle, int threads, int64_t max_memory_byt
   options_.max_memory_bytes = max_memory_bytes;
   const char* fuse = getenv("MDRT_FUSE");
   options_.fuse = !fuse || strcmp(fuse, "0") != 0;
+  const std::string winograd = getenv("MDRT_WINOGRAD") ? getenv("MDRT_WINOGRAD") : "";
+  if (winograd == "0") options_.winograd = Winograd::never;
+  if (winograd == "1") options_.winograd = Winograd::wherever_possible;
 }
 
 const PipelineInfo& Model::pipeline() const {

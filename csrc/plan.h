@@ -90,6 +90,7 @@ struct PlanRequest {
   std::vector<int32_t> wanted;                // values that can be fetched afterwards
   const Isa& isa;
   bool fuse;
+  Winograd winograd;
   int threads;
   int64_t max_memory_bytes;                   // 0: what the system has available
 };

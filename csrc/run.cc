@@ -77,7 +77,7 @@ void Executor::prepare(const std::vector<Shape>& input_shapes, const std::vector
   e.started = false;
   if (plan_ && e.input_shapes == input_shapes && e.wanted == wanted_values) return;
   plan_.reset();
-  plan_ = make_plan({e.graph, input_shapes, wanted_values, e.isa, e.options.fuse, e.pool.size(), e.options.max_memory_bytes});
+  plan_ = make_plan({e.graph, input_shapes, wanted_values, e.isa, e.options.fuse, e.options.winograd, e.pool.size(), e.options.max_memory_bytes});
   e.input_shapes = input_shapes;
   e.wanted = wanted_values;
 }

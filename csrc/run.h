@@ -23,6 +23,7 @@ struct Feed {
 struct PlanOptions {
   std::string isa;              // empty: the best this CPU has, or MDRT_ISA
   bool fuse = true;             // MDRT_FUSE=0 turns it off
+  Winograd winograd = Winograd::where_it_pays;   // MDRT_WINOGRAD: 0 never, 1 wherever possible
   int64_t max_memory_bytes = 0; // anonymous memory; 0: what the system has available
 };
 

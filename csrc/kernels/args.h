@@ -33,6 +33,7 @@ struct GemmArgs {
   const void* weight;
   DType weight_dtype;
   int64_t panels;
+  int64_t columns;          // of the output that are no padding
   const float* bias;        // (panels * kPanel), or null
   // An int8 weight: `gemm_int8`, whose only source is int8. The input's scale is one number per pixel, or one for all with a
   // zero point, which stands where the convolution's padding is.
@@ -169,6 +170,7 @@ struct TileInfo {
   int rows, columns;            // MR, NR of the GEMM tile
   int64_t block_pixels;         // output pixels of a task
   int64_t weight_block_bytes;   // of a GEMM tile's weights in one pass: they stay near the core while all rows use them
+  int64_t narrow_columns;       // the most that `narrow` makes
   int int8_rows, int8_columns;  // MR, NR of the int8 tile
 };
 
@@ -177,6 +179,7 @@ struct KernelTable {
   TileInfo tile;
   int64_t (*gemm_scratch_bytes)(const GemmArgs*);
   int64_t (*winograd_scratch_bytes)(const GemmArgs*);
+  int64_t (*narrow_scratch_bytes)(const GemmArgs*);
   int64_t (*gemm_int8_scratch_bytes)(const GemmArgs*);
   int64_t (*quantize_scratch_bytes)(const QuantizeArgs*);
   int64_t (*layer_norm_scratch_bytes)(const LayerNormArgs*);

@@ -89,7 +89,7 @@ inline int panel_group(int64_t left) {
 }
 
 // One tile of `panels` (1 to kMostPanels) panels.
-inline void run_tile(const TileArgs& t, int panels) {
+inline void run_tile(const TileArgs& t, [[maybe_unused]] int panels) {
 #if defined(__AVX512F__)
   if (panels == 3) return gemm_tile<3>(t);
   if (panels == 2) return gemm_tile<2>(t);

@@ -58,6 +58,14 @@ void test_gemm(const KernelTable& k, bool at_end) {
   if (coin()) g.residual = memory.view(pixels, out_channels, any_dtype());
   choose_blocks(&g, k.tile, g.norm || g.image_bias);
   run(k.gemm, g, g.batch * g.blocks_y * g.blocks_x * g.panel_blocks, k.gemm_scratch_bytes(&g), at_end);
+  g.columns = pick(1, 3) == 1 ? out_channels : pick(1, 4);
+  if (narrow_pays(g, k.tile)) {
+    choose_narrow_blocks(&g, k.tile);
+    run(k.narrow, g, g.batch * g.blocks_y * g.blocks_x * g.panel_blocks, k.narrow_scratch_bytes(&g), at_end);
+  }
+  if (g.gated || !can_use_winograd(g)) return;
+  choose_winograd_blocks(&g, k.tile);
+  run(k.winograd, g, g.batch * g.blocks_y * g.blocks_x * g.panel_blocks, k.winograd_scratch_bytes(&g), at_end);
 }
 
 void test_attention(const KernelTable& k, bool at_end) {
