@@ -1,7 +1,7 @@
 // Register tile gemm_fp32: C (MR x NR) = or += A (MR rows) * B (panels of 16 columns), K in `taps` runs of `depth`.
 //
-// MR x NR fills the registers: 8x48 of 32 zmm, 6x16 of 16 ymm, 6x16 of 32 NEON q, 2x16 of 16 SSE xmm. Four steps of K stand in
-// one round of the loop: else counting takes the ports of multiplications.
+// MR x NR fills the registers: 8x48 of 32 zmm, 6x16 of 16 ymm, 6x16 of 32 NEON q, 2x16 of 16 SSE xmm. On x86 four steps of K
+// stand in one round of the loop: else counting takes the ports of multiplications.
 
 #if defined(__AVX512F__)
 constexpr int kTileRows = 8, kTilePanels = 2, kMostPanels = 3;
@@ -9,6 +9,11 @@ constexpr int kTileRows = 8, kTilePanels = 2, kMostPanels = 3;
 constexpr int kTileRows = 6, kTilePanels = 1, kMostPanels = 1;
 #else
 constexpr int kTileRows = 2, kTilePanels = 1, kMostPanels = 1;
+#endif
+#if defined(__aarch64__)
+constexpr int kTileSteps = 1;
+#else
+constexpr int kTileSteps = 4;
 #endif
 // More pixels a task mean fewer passes over the weights, and more second-level cache: what has AVX-512 has enough of it.
 constexpr int64_t kTileBlockPixels = VL == 16 ? 256 : 128;
@@ -62,7 +67,7 @@ void gemm_tile(const TileArgs& t) {
     for (int r = 0; r < kTileRows; ++r) rows[r] = t.rows[r] + t.tap_offsets[tap];
     const float* b = t.b + tap * t.b_tap;
     fetch_ahead<kPanels>(t.ahead, tap);
-#pragma GCC unroll 4
+#pragma GCC unroll kTileSteps
     for (int64_t k = 0; k < t.depth; ++k, b += kPanel) {
       vf bv[kVectors];
 #pragma GCC unroll 16
