@@ -13,11 +13,6 @@ constexpr int64_t kWinogradTasks = 8;       // every task transforms pixels and 
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-bool is_plain_product(const GemmArgs& g) {
-  return g.kernel_h == 1 && g.kernel_w == 1 && g.stride_h == 1 && g.stride_w == 1 && g.pad_top == 0 && g.pad_left == 0 &&
-         !g.depthwise && g.view_h == g.in_h && g.view_w == g.in_w && g.out_h == g.in_h && g.out_w == g.in_w;
-}
-
 // Without neighbours, pixels are one long row; without per-image data, so are images.
 void flatten(GemmArgs* g, bool per_image) {
   int64_t row = g->in_h * g->in_w;
@@ -61,6 +56,11 @@ void choose_panels(GemmArgs* g, int64_t tile_panels, int64_t most, int64_t least
 }
 
 }  // namespace
+
+bool is_plain_product(const GemmArgs& g) {
+  return g.kernel_h == 1 && g.kernel_w == 1 && g.stride_h == 1 && g.stride_w == 1 && g.pad_top == 0 && g.pad_left == 0 &&
+         !g.depthwise && g.view_h == g.in_h && g.view_w == g.in_w && g.out_h == g.in_h && g.out_w == g.in_w;
+}
 
 void choose_blocks(GemmArgs* g, const TileInfo& tile, bool per_image) {
   choose_pixels(g, tile, per_image);

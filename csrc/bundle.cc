@@ -302,6 +302,14 @@ Bundle::~Bundle() {
   if (file_ >= 0) close(file_);
 }
 
+void Bundle::release_pages(const std::byte* begin, const std::byte* end) const {
+  if (!mapped_) return;
+  const uintptr_t page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const uintptr_t first = (reinterpret_cast<uintptr_t>(begin) + page - 1) / page * page;
+  const uintptr_t last = reinterpret_cast<uintptr_t>(end) / page * page;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+}
+
 const Graph* Bundle::graph(const std::string& component) const {
   for (const Graph& graph : graphs_)
     if (graph.name == component) return &graph;

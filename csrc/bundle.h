@@ -69,6 +69,9 @@ class Bundle {
   const TokenizerInfo* tokenizer() const { return tokenizer_.get(); }
   const std::string& metadata() const { return metadata_; }     // the JSON document
   int64_t file_bytes() const { return file_bytes_; }
+  // Takes whole pages of [begin, end) out of this process's memory; when they are touched again they come from the page cache
+  // or the file. Does nothing to a bundle in memory.
+  void release_pages(const std::byte* begin, const std::byte* end) const;
   // Everything that needs all bytes read: CRC32C of the header and of every tensor against what the file states, padding,
   // and int8 weights against their sums. Throws Error(MDRT_ERROR_BUNDLE).
   void verify() const;

@@ -25,19 +25,20 @@ ValuePlace make_place(const Shape& shape, DType dtype) {
   return p;
 }
 
+}  // namespace
+
 int64_t place_bytes(const ValuePlace& p) {
   const int64_t pixels = checked_mul(p.batch, checked_mul(p.height, p.width));
   return checked_mul(checked_mul(pixels, p.stride), element_bytes(p.dtype));
 }
 
-}  // namespace
-
-Lowering::Lowering(const PlanRequest& request, Plan& plan)
-    : request_(request), graph_(request.graph), plan_(plan), kernels_(*request.isa.kernels) {
+Lowering::Lowering(const PlanRequest& request, const StripRule& strip_rule, Plan& plan)
+    : request_(request), graph_(request.graph), strip_rule_(strip_rule), plan_(plan), kernels_(*request.isa.kernels) {
   wanted_.assign(static_cast<size_t>(graph_.value_count()), false);
   for (int32_t value : request.wanted) wanted_[static_cast<size_t>(value)] = true;
   fused_ = fuse(graph_, plan_.shapes, wanted_, request.fuse);
   last_reader_.assign(static_cast<size_t>(graph_.value_count()), -1);
+  plan_.weight_readers.assign(graph_.weights.size(), 0);
   norm_buffers_.assign(fused_.size(), -1);
   for (const Weight& weight : graph_.weights) half_ = half_ || weight.dtype == DType::fp16 || weight.dtype == DType::int8;
 }
@@ -50,27 +51,28 @@ int32_t Lowering::add_buffer(int64_t size_bytes) {
   return static_cast<int32_t>(plan_.buffers.size()) - 1;
 }
 
-void Lowering::use(void* location, int32_t buffer) {
+void Lowering::use(void* location, int32_t buffer, int64_t offset) {
   Buffer& b = plan_.buffers[static_cast<size_t>(buffer)];
   const int step = static_cast<int>(plan_.steps.size()) - 1;
   b.first_step = std::min(b.first_step, step);
   b.last_step = std::max(b.last_step, step);
-  pointers_.push_back({static_cast<void**>(location), buffer});
+  pointers_.push_back({static_cast<void**>(location), buffer, offset});
 }
 
-void Lowering::use(ActivationView* view, int32_t value) {
+void Lowering::use(ActivationView* view, int32_t value, int64_t first_pixel) {
   const ValuePlace& p = place(value);
   view->dtype = p.dtype;
   view->channels = p.padded();
   view->stride = p.stride;
-  use(&view->data, p.buffer);
+  use(&view->data, p.buffer, first_pixel * p.stride * element_bytes(p.dtype));
 }
 
-void Lowering::use_sources(ActivationView* sources, int* num_sources, int64_t* k_channels, const std::vector<int32_t>& values) {
+void Lowering::use_sources(ActivationView* sources, int* num_sources, int64_t* k_channels, const std::vector<int32_t>& values,
+                           int64_t first_pixel) {
   *num_sources = static_cast<int>(values.size());
   *k_channels = 0;
   for (size_t i = 0; i < values.size(); ++i) {
-    use(&sources[i], values[i]);
+    use(&sources[i], values[i], first_pixel);
     *k_channels += sources[i].channels;
   }
 }
@@ -98,6 +100,7 @@ void Lowering::lower() {
     if (!fused_[i].alive) continue;
     current_ = static_cast<int>(i);
     lower_node(fused_[i]);
+    note_weights(fused_[i]);
   }
   for (size_t value = 0; value < wanted_.size(); ++value) {
     if (wanted_[value]) {
@@ -110,8 +113,18 @@ void Lowering::lower() {
   }
 }
 
+void Lowering::note_weights(const FusedNode& node) {
+  for (int32_t part : {node.node, node.depthwise}) {
+    if (part < 0) continue;
+    for (int32_t input : plain(part).inputs) {
+      if (!graph_.is_weight(input)) continue;
+      plan_.weight_readers[static_cast<size_t>(input - graph_.weight_base())] = static_cast<int>(plan_.steps.size()) - 1;
+    }
+  }
+}
+
 void Lowering::bind() {
-  for (const Pointer& pointer : pointers_) *pointer.location = plan_.at(pointer.buffer);
+  for (const Pointer& pointer : pointers_) *pointer.location = plan_.at(pointer.buffer) + pointer.offset;
 }
 
 void Lowering::place_inputs() {
@@ -132,23 +145,28 @@ bool Lowering::can_overwrite(const FusedNode& node, int32_t value, const ValuePl
   return place(value).dtype == output.dtype && place(value).stride >= output.stride;
 }
 
-void Lowering::place_output(const FusedNode& node, int32_t overwrite) {
+ValuePlace Lowering::output_place(const FusedNode& node, const std::vector<int32_t>& overwrite) const {
   const Shape& shape = plan_.shapes[static_cast<size_t>(node.output)];
   const bool half = half_ && shape.size() >= 3 && !wanted_[static_cast<size_t>(node.output)];
   ValuePlace p = make_place(shape, half ? DType::fp16 : DType::fp32);
-  if (overwrite >= 0 && can_overwrite(node, overwrite, p)) {
-    p.stride = place(overwrite).stride;
-    p.buffer = place(overwrite).buffer;
-  } else {
-    p.buffer = add_buffer(place_bytes(p));
+  const auto over = std::find_if(overwrite.begin(), overwrite.end(), [&](int32_t value) { return can_overwrite(node, value, p); });
+  if (over != overwrite.end()) {
+    p.stride = place(*over).stride;
+    p.buffer = place(*over).buffer;
   }
+  return p;
+}
+
+void Lowering::place_output(const FusedNode& node, const std::vector<int32_t>& overwrite) {
+  ValuePlace p = output_place(node, overwrite);
+  if (p.buffer < 0) p.buffer = add_buffer(place_bytes(p));
   plan_.places[static_cast<size_t>(node.output)] = p;
 }
 
 void Lowering::lower_node(const FusedNode& node) {
   if (node.op == OpType::conv2d || node.op == OpType::linear) return is_int8(node) ? lower_gemm_int8(node) : lower_gemm(node);
   if (node.op == OpType::layer_norm) return lower_layer_norm(node);
-  if (!node.stats_only) place_output(node, -1);
+  if (!node.stats_only) place_output(node, {});
   switch (node.op) {
     case OpType::conv2d:
     case OpType::linear:
@@ -169,16 +187,15 @@ void Lowering::lower_node(const FusedNode& node) {
   }
 }
 
-void Lowering::set_input(const FusedNode& node, GemmArgs* g) {
-  use_sources(g->sources, &g->num_sources, &g->k_channels, node.inputs);
-  set_geometry(node, g);
+void Lowering::set_input(const FusedNode& node, const Strip& strip, GemmArgs* g) {
+  use_sources(g->sources, &g->num_sources, &g->k_channels, node.inputs, strip.in_pixel);
   if (node.norm >= 0) {
-    use(&g->norm, norm_buffers_[static_cast<size_t>(node.norm)]);
+    use(&g->norm, norm_buffers_[static_cast<size_t>(node.norm)], strip.image * 2 * g->k_channels * 4);
     g->input_activation = node.input_activation;
   }
 }
 
-void Lowering::set_product(const FusedNode& node, GemmArgs* g) {
+void Lowering::set_product(const FusedNode& node, const Strip& strip, GemmArgs* g) {
   const Node& op = plain(node.node);
   const Weight& panels = *find_weight(op, 1);
   g->weight = panels.data;
@@ -189,10 +206,10 @@ void Lowering::set_product(const FusedNode& node, GemmArgs* g) {
   g->activation = node.activation;
   g->gated = node.gated;
   if (node.image_bias >= 0) {
-    use(&g->image_bias, place(node.image_bias).buffer);
     g->image_bias_stride = place(node.image_bias).stride;
+    use(&g->image_bias, place(node.image_bias).buffer, strip.image * g->image_bias_stride * 4);
   }
-  if (node.residual >= 0) use(&g->residual, node.residual);
+  if (node.residual >= 0) use(&g->residual, node.residual, strip.out_pixel);
 }
 
 Lowering::GemmKernel Lowering::choose_gemm(const FusedNode& node) const {
@@ -213,9 +230,11 @@ void Lowering::lower_gemm(const FusedNode& node) {
   const GemmKernel kernel = choose_gemm(node);
   auto& step = add_step<GemmArgs>(kernel.run, kernel.name, node.output);
   GemmArgs& g = step.data;
-  set_input(node, &g);
+  set_geometry(node, &g);
+  const Strip all = whole_layer(g);
+  set_input(node, all, &g);
   step.macs = macs(node.node) + (node.depthwise >= 0 ? macs(node.depthwise) : 0);
-  set_product(node, &g);
+  set_product(node, all, &g);
   if (kernel.run == kernels_.winograd) {
     choose_winograd_blocks(&g, kernels_.tile);
   } else if (kernel.run == kernels_.narrow) {
@@ -225,10 +244,12 @@ void Lowering::lower_gemm(const FusedNode& node) {
   }
   // A residual is read where it is written. So is the input of a plain product whose tasks hold whole pixels.
   const bool whole_pixels = g.plain_product && g.panel_blocks == 1 && g.num_sources == 1;
-  int32_t overwrite = whole_pixels ? node.inputs[0] : -1;
+  std::vector<int32_t> overwrite;
+  if (whole_pixels) overwrite = node.inputs;
   if (node.residual >= 0) {
     const bool is_input = std::find(node.inputs.begin(), node.inputs.end(), node.residual) != node.inputs.end();
-    overwrite = is_input && !whole_pixels ? -1 : node.residual;
+    overwrite.clear();
+    if (!is_input || whole_pixels) overwrite.push_back(node.residual);
   }
   place_output(node, overwrite);
   use(&g.output, node.output);
@@ -345,7 +366,7 @@ void Lowering::lower_layer_norm(const FusedNode& node) {
     use(&a.output, q);
     use(&a.pixel_scale, q.scales);
   } else {
-    place_output(node, -1);
+    place_output(node, {});
     use(&a.output, node.output);
   }
   a.pixels = place(node.output).batch * place(node.output).pixels();

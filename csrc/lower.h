@@ -6,12 +6,13 @@
 
 #include "fuse.h"
 #include "plan.h"
+#include "strips.h"
 
 namespace mdrt {
 
 class Lowering {
  public:
-  Lowering(const PlanRequest& request, Plan& plan);
+  Lowering(const PlanRequest& request, const StripRule& strip_rule, Plan& plan);
 
   // Steps and buffers of the whole graph.
   void lower();
@@ -22,6 +23,7 @@ class Lowering {
   struct Pointer {
     void** location;
     int32_t buffer;
+    int64_t offset;             // bytes
   };
 
   // A value, or what a layer's loader makes of values, as int8: where its bytes and its pixels' scales lie.
@@ -40,27 +42,35 @@ class Lowering {
   template <class Args>
   KernelStep<Args>& add_step(void (*kernel)(const Args*, int64_t, void*), const char* kernel_name, int32_t value);
   int32_t add_buffer(int64_t size_bytes);
-  void use(void* location, int32_t buffer);                   // the step added last reads or writes it
-  void use(ActivationView* view, int32_t value);
+  void use(void* location, int32_t buffer, int64_t offset = 0);   // the step added last reads or writes it
+  void use(ActivationView* view, int32_t value, int64_t first_pixel = 0);
   void use(ActivationView* view, const Quantized& q);
-  void use_sources(ActivationView* sources, int* num_sources, int64_t* k_channels, const std::vector<int32_t>& values);
+  void use_sources(ActivationView* sources, int* num_sources, int64_t* k_channels, const std::vector<int32_t>& values,
+                   int64_t first_pixel = 0);
   template <class T>
   const T* weight(const Node& node, size_t input) const;      // nullptr when the optional input is absent
   const Weight* find_weight(const Node& node, size_t input) const;
 
+  void note_weights(const FusedNode& node);                   // the steps so far read them
   void place_inputs();
-  void place_output(const FusedNode& node, int32_t overwrite);   // `overwrite`: a value that it may lie on, or -1
+  // `overwrite`: values that the output may lie on; a buffer of -1 when it cannot.
+  ValuePlace output_place(const FusedNode& node, const std::vector<int32_t>& overwrite) const;
+  void place_output(const FusedNode& node, const std::vector<int32_t>& overwrite);
   bool can_overwrite(const FusedNode& node, int32_t value, const ValuePlace& output) const;
   void lower_node(const FusedNode& node);
   void lower_gemm(const FusedNode& node);
   GemmKernel choose_gemm(const FusedNode& node) const;
   void lower_gemm_int8(const FusedNode& node);
-  void set_input(const FusedNode& node, GemmArgs* g);      // what the loader reads, and the geometry
-  void set_product(const FusedNode& node, GemmArgs* g);    // weight, bias and what follows the product
+  // What the loader reads, and what follows the product, of a strip or of the whole batch.
+  void set_input(const FusedNode& node, const Strip& strip, GemmArgs* g);
+  void set_product(const FusedNode& node, const Strip& strip, GemmArgs* g);
   bool is_int8(const FusedNode& node) const;
   bool is_read_as_bytes(int32_t value) const;
   Quantized add_quantized(int64_t batch, int64_t height, int64_t width, int64_t channels, bool scale_per_pixel);
-  Quantized quantize(const FusedNode& node);               // the input of an int8 layer
+  void quantize(const FusedNode& node, const GemmArgs& layer, const Strip& strip, const Quantized& q);
+  std::vector<int32_t> overwritten(const FusedNode& node, bool plain_product, bool in_strips) const;
+  bool strips_save_memory(const FusedNode& node, bool plain_product, int64_t copy_bytes, int64_t strip_bytes) const;
+  void multiply_int8(const FusedNode& node, const GemmArgs& layer, const Strip& strip, const Quantized& q);
   void set_geometry(const FusedNode& node, GemmArgs* g) const;
   void lower_depthwise(const FusedNode& node);
   void lower_group_norm(const FusedNode& node);
@@ -78,6 +88,7 @@ class Lowering {
 
   const PlanRequest& request_;
   const Graph& graph_;
+  const StripRule strip_rule_;
   Plan& plan_;
   const KernelTable& kernels_;
   std::vector<FusedNode> fused_;
@@ -113,6 +124,11 @@ struct TimestepArgs {
   int64_t size;
 };
 void timestep_embedding(const TimestepArgs* args, int64_t image, void* scratch);
+
+int64_t place_bytes(const ValuePlace& place);
+
+// No output pixel reads more than its own input pixel.
+bool is_plain_product(const GemmArgs& args);
 
 // Block sizes of a GEMM whose other fields are filled in; they depend on nothing but the layer and the register tile.
 // `per_image`: a norm or an image bias makes images differ.

@@ -45,7 +45,7 @@ const Graph& Model::graph(const std::string& component) const {
 
 Executor& Model::executor(const std::string& component) {
   std::unique_ptr<Executor>& executor = executors_[component];
-  if (!executor) executor = std::make_unique<Executor>(graph(component), pool_, options_);
+  if (!executor) executor = std::make_unique<Executor>(*bundle_, graph(component), pool_, options_);
   return *executor;
 }
 

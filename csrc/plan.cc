@@ -12,6 +12,9 @@ namespace mdrt {
 namespace {
 
 constexpr double kMegabyte = 1e6;
+constexpr int64_t kWeightRangeBytes = 16 << 20;
+// Small int8 copies cost little memory, and strips of them little work for each thread. Where memory is short, all are cut.
+constexpr StripRule kUsualStrips = {4 << 20, 1 << 20}, kThinnestStrips = {0, 0};
 
 int64_t available_memory_bytes() {
   FILE* stream = fopen("/proc/meminfo", "re");
@@ -50,6 +53,26 @@ int64_t lay_out(std::vector<Buffer>* buffers) {
   return end;
 }
 
+// Ranges of several megabytes, so that giving them back takes few calls.
+std::vector<WeightRange> find_weight_ranges(const Graph& graph, const std::vector<int>& readers) {
+  std::vector<size_t> order(graph.weights.size());
+  std::iota(order.begin(), order.end(), size_t{0});
+  const auto address = [&](size_t weight) { return reinterpret_cast<uintptr_t>(graph.weights[weight].data); };
+  std::sort(order.begin(), order.end(), [&](size_t a, size_t b) { return address(a) < address(b); });
+  std::vector<WeightRange> ranges;
+  for (size_t weight : order) {
+    const std::byte *begin = graph.weights[weight].data, *end = begin + graph.weights[weight].size_bytes;
+    if (ranges.empty() || ranges.back().end != begin || ranges.back().end - ranges.back().begin >= kWeightRangeBytes) {
+      ranges.push_back({readers[weight], begin, end});
+    } else {
+      ranges.back().last_step = std::max(ranges.back().last_step, readers[weight]);
+      ranges.back().end = end;
+    }
+  }
+  std::stable_sort(ranges.begin(), ranges.end(), [](const WeightRange& a, const WeightRange& b) { return a.last_step < b.last_step; });
+  return ranges;
+}
+
 }  // namespace
 
 Arena::Arena(int64_t size_bytes) : size_bytes_(static_cast<size_t>(std::max<int64_t>(size_bytes, 64))) {
@@ -67,22 +90,46 @@ Arena::~Arena() { munmap(base_, size_bytes_); }
 
 void Arena::release() { madvise(base_, size_bytes_, MADV_DONTNEED); }
 
-std::unique_ptr<Plan> make_plan(const PlanRequest& request) {
-  auto plan = std::make_unique<Plan>();
+namespace {
+
+// A plan whose arena does not exist yet.
+struct Draft {
+  std::unique_ptr<Plan> plan;
+  std::unique_ptr<Lowering> lowering;
+  int64_t total_bytes = 0;      // arena, and scratch of all threads
+};
+
+Draft draft_plan(const PlanRequest& request, const StripRule& strip_rule) {
+  Draft draft;
+  draft.plan = std::make_unique<Plan>();
+  Plan* plan = draft.plan.get();
   plan->shapes = infer_shapes(request.graph, request.input_shapes);
   plan->places.resize(plan->shapes.size());
-  Lowering lowering(request, *plan);
-  lowering.lower();
+  draft.lowering = std::make_unique<Lowering>(request, strip_rule, *plan);
+  draft.lowering->lower();
+  plan->weight_ranges = find_weight_ranges(request.graph, plan->weight_readers);
   plan->arena_bytes = lay_out(&plan->buffers);
-  const int64_t total = checked_add(plan->arena_bytes, checked_mul(plan->scratch_bytes, request.threads));
+  draft.total_bytes = checked_add(plan->arena_bytes, checked_mul(plan->scratch_bytes, request.threads));
+  return draft;
+}
+
+}  // namespace
+
+std::unique_ptr<Plan> make_plan(const PlanRequest& request) {
   const int64_t limit = request.max_memory_bytes > 0 ? request.max_memory_bytes : available_memory_bytes();
-  if (total > limit) {
-    throw fail(MDRT_ERROR_MEMORY, "%s needs %.1f MB of memory at this size, the limit is %.1f MB; use a smaller size or batch, or raise max_memory",
-               request.graph.name.c_str(), static_cast<double>(total) / kMegabyte, static_cast<double>(limit) / kMegabyte);
+  Draft draft = draft_plan(request, kUsualStrips);
+  if (draft.total_bytes > limit) {
+    Draft thin = draft_plan(request, kThinnestStrips);
+    if (thin.total_bytes < draft.total_bytes) draft = std::move(thin);
   }
-  plan->arena = std::make_unique<Arena>(total);
-  lowering.bind();
-  return plan;
+  if (draft.total_bytes > limit) {
+    throw fail(MDRT_ERROR_MEMORY, "%s needs %.1f MB of memory at this size, the limit is %.1f MB; use a smaller size or batch, or raise max_memory",
+               request.graph.name.c_str(), static_cast<double>(draft.total_bytes) / kMegabyte,
+               static_cast<double>(limit) / kMegabyte);
+  }
+  draft.plan->arena = std::make_unique<Arena>(draft.total_bytes);
+  draft.lowering->bind();
+  return std::move(draft.plan);
 }
 
 }  // namespace mdrt

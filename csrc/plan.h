@@ -20,6 +20,7 @@ class Step {
 
   std::string name;             // kernel and value, for people
   int32_t node = -1;            // of the graph: the op at the heart of what is fused here
+  int32_t strips = 1;           // steps that do this, each for some of the rows
   int64_t tasks = 1;
   int64_t scratch_bytes = 0;    // per thread
   int64_t macs = 0;
@@ -71,12 +72,20 @@ class Arena {
   size_t size_bytes_ = 0;
 };
 
+// Weights, next to each other in the file, that no step after `last_step` reads.
+struct WeightRange {
+  int last_step;
+  const std::byte *begin, *end;
+};
+
 class Plan {
  public:
   std::vector<Shape> shapes;                  // of every value
   std::vector<ValuePlace> places;             // of every value that exists in memory
   std::vector<std::unique_ptr<Step>> steps;
   std::vector<Buffer> buffers;
+  std::vector<int> weight_readers;            // per weight: the step that reads it last
+  std::vector<WeightRange> weight_ranges;     // all weights, in the order of last_step
   std::unique_ptr<Arena> arena;
   int64_t arena_bytes = 0;                    // buffers
   int64_t scratch_bytes = 0;                  // per thread

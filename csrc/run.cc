@@ -6,27 +6,33 @@
 #include <cstring>
 
 #include "base/error.h"
+#include "bundle.h"
 #include "plan.h"
 #include "registry.h"
 
 namespace mdrt {
 
 struct Executor::Impl {
+  const Bundle& bundle;
   const Graph& graph;
   ThreadPool& pool;
   PlanOptions options;
   const Isa& isa;
   std::vector<Shape> input_shapes;
   std::vector<int32_t> wanted;
+  Weights weights = Weights::keep;
   size_t step = 0;          // the next one
   int64_t task = 0;         // its next task
   double macs_done = 0;
   bool started = false;
+  size_t released = 0;      // weight ranges
 
-  Impl(const Graph& g, ThreadPool& p, const PlanOptions& o) : graph(g), pool(p), options(o), isa(choose_isa(o.isa)) {}
+  Impl(const Bundle& b, const Graph& g, ThreadPool& p, const PlanOptions& o)
+      : bundle(b), graph(g), pool(p), options(o), isa(choose_isa(o.isa)) {}
 
   void copy_in(const Plan& plan, size_t input, const Feed& feed);
   void copy_ids(const Plan& plan, size_t input, const Feed& feed);
+  void release_weights(const Plan& plan);       // that no step from the next one on reads
   void run_tasks(const Plan& plan, int64_t count, const std::atomic<bool>& cancel);    // the next ones of the step at hand
 };
 
@@ -67,8 +73,8 @@ int64_t index_limit(const Graph& graph, size_t input) {
 
 }  // namespace
 
-Executor::Executor(const Graph& graph, ThreadPool& pool, const PlanOptions& options)
-    : impl_(std::make_unique<Impl>(graph, pool, options)) {}
+Executor::Executor(const Bundle& bundle, const Graph& graph, ThreadPool& pool, const PlanOptions& options)
+    : impl_(std::make_unique<Impl>(bundle, graph, pool, options)) {}
 
 Executor::~Executor() = default;
 
@@ -98,7 +104,9 @@ std::string Executor::describe() const {
   std::string text = line;
   for (const auto& step : plan_->steps) {
     snprintf(line, sizeof line, "  %6lld tasks  %9.3f MMAC", static_cast<long long>(step->tasks), static_cast<double>(step->macs) * 1e-6);
-    text += step->name + line + "\n";
+    text += step->name + line;
+    if (step->strips > 1) text += "  one of " + std::to_string(step->strips) + " strips";
+    text += "\n";
   }
   return text;
 }
@@ -130,13 +138,22 @@ void Executor::Impl::copy_in(const Plan& plan, size_t input, const Feed& feed) {
   for (int64_t task = 0; task * 256 < args.pixels; ++task) isa.kernels->convert(&args, task, nullptr);
 }
 
-void Executor::start(const std::vector<Feed>& feeds) {
+void Executor::start(const std::vector<Feed>& feeds, Weights weights) {
   Impl& e = *impl_;
+  e.weights = weights;
+  e.released = 0;
   for (size_t i = 0; i < feeds.size(); ++i) e.copy_in(*plan_, i, feeds[i]);
   e.step = 0;
   e.task = 0;
   e.macs_done = 0;
   e.started = true;
+}
+
+void Executor::Impl::release_weights(const Plan& plan) {
+  const std::vector<WeightRange>& ranges = plan.weight_ranges;
+  for (; released < ranges.size() && static_cast<size_t>(ranges[released].last_step) < step; ++released) {
+    bundle.release_pages(ranges[released].begin, ranges[released].end);
+  }
 }
 
 void Executor::Impl::run_tasks(const Plan& plan, int64_t count, const std::atomic<bool>& cancel) {
@@ -150,6 +167,7 @@ void Executor::Impl::run_tasks(const Plan& plan, int64_t count, const std::atomi
   if (task == current.tasks) {
     ++step;
     task = 0;
+    if (weights == Weights::release) release_weights(plan);
   }
 }
 

@@ -27,12 +27,13 @@ struct PlanOptions {
   int64_t max_memory_bytes = 0; // anonymous memory; 0: what the system has available
 };
 
+class Bundle;
 class Plan;
 
-// One graph ready to run. Not thread-safe; the Bundle behind the graph must outlive it.
+// One graph ready to run. Not thread-safe; the bundle, which has the graph, must outlive it.
 class Executor {
  public:
-  Executor(const Graph& graph, ThreadPool& pool, const PlanOptions& options);
+  Executor(const Bundle& bundle, const Graph& graph, ThreadPool& pool, const PlanOptions& options);
   ~Executor();
 
   // Makes (or finds) the plan for these input shapes and wanted values, in the order of graph.inputs.
@@ -48,7 +49,9 @@ class Executor {
   // Runs: start() copies the feeds in, advance() runs steps until about `macs_per_slice` are done and returns the fraction
   // done (1 = finished), fetch() copies a wanted value out, dense, as fp32. `cancel` is polled per tile and makes advance()
   // throw Error(MDRT_ERROR_CANCELLED).
-  void start(const std::vector<Feed>& feeds);
+  // `weights`: whether this run gives back the pages of weights that no later step of it reads.
+  enum class Weights : uint8_t { keep, release };
+  void start(const std::vector<Feed>& feeds, Weights weights = Weights::keep);
   double advance(int64_t macs_per_slice, const std::atomic<bool>& cancel);
   void fetch(int32_t value, float* out) const;
 

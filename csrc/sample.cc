@@ -316,21 +316,24 @@ void Job::start_stage() {
                        : stage_ == MDRT_STAGE_UNET       ? model_.graph("unet")
                                                          : model_.graph("vae_decoder");
   if (stage_ == MDRT_STAGE_TEXT_ENCODER) {
-    executor().start(order_feeds(graph, {{"input_ids", {ids_.data(), ids_shape_}}}));
+    executor().start(order_feeds(graph, {{"input_ids", {ids_.data(), ids_shape_}}}), Executor::Weights::release);
   } else if (stage_ == MDRT_STAGE_UNET) {
     std::vector<float> sample = x_;
     if (batch_ == 2) sample.insert(sample.end(), x_.begin(), x_.end());
     const std::vector<float> timestep(static_cast<size_t>(batch_), static_cast<float>(rows_[row_].t));
+    const bool is_last = row_ + 1 == rows_.size();
     executor().start(order_feeds(graph, {{"sample", {sample.data(), sample_shape_}},
                                          {"timestep", {timestep.data(), {batch_}}},
-                                         {"encoder_hidden_states", {context_.data(), context_shape_}}}));
+                                         {"encoder_hidden_states", {context_.data(), context_shape_}}}),
+                     is_last ? Executor::Weights::release : Executor::Weights::keep);
   } else {
     std::vector<float> latent(x_.size());
     for (size_t i = 0; i < x_.size(); ++i) {
       latent[i] = static_cast<float>(static_cast<double>(x_[i]) / pipeline_.scaling_factor + pipeline_.shift_factor);
     }
     executor().start(
-        order_feeds(graph, {{"latent_sample", {latent.data(), {1, latent_height_, latent_width_, channels_}}}}));
+        order_feeds(graph, {{"latent_sample", {latent.data(), {1, latent_height_, latent_width_, channels_}}}}),
+        Executor::Weights::release);
   }
   started_ = true;
 }

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_memory
 
 import mdrt
 from mdrt import _core, models, schedulers
@@ -579,6 +580,27 @@ def test_sizes_beyond_memory(lib, path, side):
         assert re.search(r"needs [\d.]+ MB.*limit is 1000.0 MB", message(lib, opened))
     assert generate(lib, opened, seed=1)[0] == OK
     lib.mdrt_close(opened)
+
+
+def test_what_does_not_fit_is_done_in_strips(lib, tmp_path):
+    file, generator = tmp_path / "net.mdrt", np.random.default_rng(1)
+    file.write_bytes(test_memory.bundle(test_memory.network(), test_memory.RANGE).tobytes())
+    x = generator.standard_normal((1, 96, 80, 24)).astype(np.float32)
+    time = generator.standard_normal((1, 20)).astype(np.float32)
+    results = []
+    needed = None
+    for limit in (10**9, 1, None):
+        _, opened, _ = open_model(lib, str(file).encode(), max_memory_bytes=limit or needed)
+        out = np.zeros((1, 96, 80, 16), np.float32)
+        status, _ = run(lib, opened, b"net", [tensor(b"x", x), tensor(b"time", time)], [tensor(b"y", out)])
+        if limit == 1:
+            assert status == MEMORY
+            needed = round(float(re.search(r"needs ([\d.]+) MB", message(lib, opened))[1]) * 1e6) + 60_000
+        else:
+            assert status == OK
+            results.append(out)
+        lib.mdrt_close(opened)
+    np.testing.assert_array_equal(results[0].view(np.uint32), results[1].view(np.uint32))
 
 
 def test_values_that_are_not_finite(lib, model, tiger):
