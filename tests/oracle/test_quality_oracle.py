@@ -1,7 +1,7 @@
 """What int8 costs the built-in model, natively and in a PyTorch simulation of the same quantisation.
 
 The yardstick is the model in fp16, whose weights are those of the checkpoint; PyTorch runs it in float32. All 64
-prompts take about an hour, so that only a slice of them runs unless MDRT_CI_FULL is set.
+prompts take minutes, so that a slice of them runs unless MDRT_CI_FULL is set.
 """
 
 from __future__ import annotations
