@@ -365,6 +365,7 @@ void Lowering::lower_layer_norm(const FusedNode& node) {
     plan_.places[static_cast<size_t>(node.output)] = q.place;
     use(&a.output, q);
     use(&a.pixel_scale, q.scales);
+    a.not_finite = &plan_.not_finite;
   } else {
     place_output(node, {});
     use(&a.output, node.output);

@@ -129,6 +129,7 @@ void Lowering::quantize(const FusedNode& node, const GemmArgs& layer, const Stri
     step.tasks = checked_add(a.pixels, a.block_pixels - 1) / a.block_pixels;
   }
   use(&a.output, q);
+  a.not_finite = &plan_.not_finite;
   if (q.scales >= 0) {
     use(&a.pixel_scale, q.scales);
   } else {

@@ -90,6 +90,7 @@ class Plan {
   int64_t arena_bytes = 0;                    // buffers
   int64_t scratch_bytes = 0;                  // per thread
   int64_t macs = 0;
+  int32_t not_finite = 0;                     // 1: what became bytes in this run held NaN or infinity
   std::byte* at(int32_t buffer) const { return arena->base() + buffers[static_cast<size_t>(buffer)].offset; }
 };
 

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <limits>
 
 #include "base/error.h"
 #include "bundle.h"
@@ -146,6 +147,7 @@ void Executor::start(const std::vector<Feed>& feeds, Weights weights) {
   e.step = 0;
   e.task = 0;
   e.macs_done = 0;
+  plan_->not_finite = 0;
   e.started = true;
 }
 
@@ -202,6 +204,10 @@ void Executor::finish_step(const std::atomic<bool>& cancel) {
 void Executor::fetch(int32_t value, float* out) const {
   const Plan& plan = *plan_;
   const ValuePlace& place = plan.places[static_cast<size_t>(value)];
+  if (plan.not_finite) {
+    std::fill_n(out, element_count(plan.shapes[static_cast<size_t>(value)]), std::numeric_limits<float>::quiet_NaN());
+    return;
+  }
   if (plan.shapes[static_cast<size_t>(value)].size() == 1) {
     memcpy(out, plan.at(place.buffer), static_cast<size_t>(place.batch) * sizeof(float));
     return;

@@ -47,7 +47,8 @@ class Executor {
   std::string describe() const;                       // the plan as text, one line per step
 
   // Runs: start() copies the feeds in, advance() runs steps until about `macs_per_slice` are done and returns the fraction
-  // done (1 = finished), fetch() copies a wanted value out, dense, as fp32. `cancel` is polled per tile and makes advance()
+  // done (1 = finished), fetch() copies a wanted value out, dense, as fp32: NaN throughout when an int8 layer was to read NaN or
+  // infinity, which bytes would hide. `cancel` is polled per tile and makes advance()
   // throw Error(MDRT_ERROR_CANCELLED).
   // `weights`: whether this run gives back the pages of weights that no later step of it reads.
   enum class Weights : uint8_t { keep, release };

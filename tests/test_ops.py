@@ -204,3 +204,19 @@ def test_reference_bound_is_tight_enough():
     expected = REFERENCES["conv2d"]([x, weight, bias], case.attributes)
     for wrong in ([x, weight[:, ::-1], bias], [x, weight[..., ::-1], bias], [x, weight, 0 * bias]):
         assert (np.abs(REFERENCES["conv2d"](wrong, case.attributes) - expected) > 100 * bound).mean() > 0.9
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("input_range", [None, (-2.5, 3.0)])
+@pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
+def test_int8_does_not_hide_what_is_not_finite(isa, input_range, broken):
+    """Bytes cannot hold it: the output is NaN, of that run alone."""
+    case = REFERENCES["linear"].cases[0]
+    graph, feeds, weights = one_node("linear", case, random_inputs("linear", case))
+    format = ComponentFormat("int8", {}, {} if input_range is None else dict.fromkeys(layers(graph), input_range))
+    interpreter = Interpreter(graph, weights, isa=isa, format=format)
+    ((name, good),) = feeds.items()
+    bad = good.copy()
+    bad.flat[-1] = broken
+    assert np.isnan(interpreter.run({name: bad})["y"]).all()
+    assert np.isfinite(interpreter.run({name: good})["y"]).all()

@@ -67,6 +67,7 @@ struct QuantizeArgs {
   float* pixel_scale;           // (output pixels) written; null: input_scale and input_zero_point are given
   const float* input_scale;
   const int32_t* input_zero_point;
+  int32_t* not_finite;          // becomes 1 when a value is NaN or infinite
 };
 
 struct DepthwiseArgs {
@@ -107,6 +108,7 @@ struct LayerNormArgs {
   float eps;
   const float *weight, *bias;
   float* pixel_scale;           // (pixels) written when the output is int8
+  int32_t* not_finite;          // as of QuantizeArgs
 };
 
 struct AttentionArgs {

@@ -133,7 +133,7 @@ static void layer_norm(const LayerNormArgs* args, int64_t task, void* scratch) {
       }
     }
     if (quantized) {
-      a.pixel_scale[i] = quantize_pixel(row, a.output.channels, static_cast<int8_t*>(a.output.data) + i * a.output.stride);
+      a.pixel_scale[i] = quantize_pixel(row, a.output.channels, static_cast<int8_t*>(a.output.data) + i * a.output.stride, a.not_finite);
     }
   }
 }

@@ -23,15 +23,25 @@ inline void store_int8(int8_t* out, vi q) {
 #endif
 }
 
+// Bytes cannot hold NaN or infinity; what is not finite raises a flag instead. The difference of a finite number with itself is 0.
+inline void note_not_finite(vf differences, int32_t* not_finite) {
+  if (sum(differences) != 0) __atomic_store_n(not_finite, 1, __ATOMIC_RELAXED);
+}
+
 inline void clear_bytes(int8_t* row, int64_t channels) {
   const int64_t end = round_up(channels, kInt8Align);
   if (end > channels) memset(row + channels, 0, static_cast<size_t>(end - channels));
 }
 
 // One pixel, one scale: out = round(x / s) with s = max|x| / 127, or 1 if that is zero or subnormal. Returns s.
-inline float quantize_pixel(const float* x, int64_t channels, int8_t* out) {
-  vf top = {};
-  for (int64_t c = 0; c < channels; c += VL) top = max(top, absolute(load(x + c)));
+inline float quantize_pixel(const float* x, int64_t channels, int8_t* out, int32_t* not_finite) {
+  vf top = {}, differences = {};
+  for (int64_t c = 0; c < channels; c += VL) {
+    const vf value = load(x + c);
+    top = max(top, absolute(value));
+    differences += value - value;
+  }
+  note_not_finite(differences, not_finite);
   const float largest = max_lane(top);
   const float step = largest / 127.0f, scale = step >= 0x1p-126f ? step : 1.0f;
   const float inverse = 1.0f / scale;
@@ -43,12 +53,15 @@ inline float quantize_pixel(const float* x, int64_t channels, int8_t* out) {
   return scale;
 }
 
-inline void quantize_pixel(const float* x, int64_t channels, float inverse, int32_t zero_point, int8_t* out) {
+inline void quantize_pixel(const float* x, int64_t channels, float inverse, int32_t zero_point, int8_t* out, int32_t* not_finite) {
+  vf differences = {};
   const vf low = splat(static_cast<float>(-128 - zero_point)), high = splat(static_cast<float>(127 - zero_point));
   for (int64_t c = 0; c < channels; c += VL) {
-    const vf q = min(max(rounded(load(x + c) * inverse), low), high);
+    const vf value = load(x + c), q = min(max(rounded(value * inverse), low), high);
+    differences += value - value;
     store_int8(out + c, round_to_int(q) + (zero_point + kInt8Offset));
   }
+  note_not_finite(differences, not_finite);
   clear_bytes(out, channels);
 }
 
@@ -56,9 +69,9 @@ inline void write_pixel(const QuantizeArgs& a, const float* x, int64_t pixel) {
   const int64_t channels = a.layer.k_channels;
   int8_t* out = static_cast<int8_t*>(a.output.data) + pixel * a.output.stride;
   if (a.pixel_scale) {
-    a.pixel_scale[pixel] = quantize_pixel(x, channels, out);
+    a.pixel_scale[pixel] = quantize_pixel(x, channels, out, a.not_finite);
   } else {
-    quantize_pixel(x, channels, 1.0f / *a.input_scale, *a.input_zero_point, out);
+    quantize_pixel(x, channels, 1.0f / *a.input_scale, *a.input_zero_point, out, a.not_finite);
   }
 }
 

@@ -134,6 +134,7 @@ void test_norms(const KernelTable& k, bool at_end) {
   run(k.layer_norm, l, (l.pixels + 15) / 16, 0, at_end);
   l.output = memory.quantized_view(l.pixels, l.size);
   l.pixel_scale = memory.floats(l.pixels);
+  l.not_finite = reinterpret_cast<int32_t*>(memory.bytes(4));
   run(k.layer_norm, l, (l.pixels + 15) / 16, k.layer_norm_scratch_bytes(&l), at_end);
 }
 

@@ -104,6 +104,7 @@ Layer choose_layer(Arguments& memory) {
   }
   q.pixels = g.batch * g.in_h * g.in_w;
   q.block_pixels = pick(1, 50);
+  q.not_finite = reinterpret_cast<int32_t*>(memory.bytes(4));
   q.output = g.sources[0] = memory.quantized_view(q.pixels, g.k_channels);
   const bool one_pixel = g.kernel_h == 1 && g.view_h == g.in_h && g.view_w == g.in_w;
   if (one_pixel && coin()) {
