@@ -125,6 +125,7 @@ struct TimestepArgs {
 };
 void timestep_embedding(const TimestepArgs* args, int64_t image, void* scratch);
 
+ValuePlace make_place(const Shape& shape, DType dtype);     // no buffer yet
 int64_t place_bytes(const ValuePlace& place);
 
 // No output pixel reads more than its own input pixel.
