@@ -206,3 +206,15 @@ def test_amx_can_be_refused():
         for call in ("", "amx.forbid_amx();")
     ]
     assert answers == ["0", "-1"]
+
+
+def test_a_new_page_is_made_and_one_without_markers_is_refused_before_anything_is_measured(tmp_path):
+    report = Report(tmp_path / "new.md")
+    report.gmac = {STAGE: 1.0}
+    report.add(Group(STAGE, "fp32", 1, "", "2026-01-01", {}, 0.0, [Row("mdrt", "fp32", "fp32", amx=False, seconds=[1.0])]))
+    report.write()
+    text = (tmp_path / "new.md").read_text()
+    assert text.count(BEGIN) == text.count(END) == 1 and "| text encoder | fp32 | 1 |" in text
+    (tmp_path / "page.md").write_text("no markers")
+    with pytest.raises(ValueError, match="page.md needs the lines"):
+        Report(tmp_path / "page.md")

@@ -87,11 +87,19 @@ class Report:
     """A page and the JSON file beside it, which holds the groups.
 
     Args:
-        page: an existing Markdown file with the two markers.
+        page: a Markdown file with the two markers; a new one gets them.
+
+    Raises:
+        ValueError: the page lacks a marker.
     """
 
     def __init__(self, page: Path) -> None:
         self._page = page
+        text = page.read_text(encoding="utf-8") if page.exists() else f"# Performance\n\n{BEGIN}\n{END}\n"
+        self._before, begin, rest = text.partition(BEGIN)
+        _, end, self._after = rest.partition(END)
+        if not begin or not end:
+            raise ValueError(f"{page} needs the lines {BEGIN} and {END}")
         self._file = page.with_suffix(".json")
         self.machine = machine()
         self.gmac: dict[str, float] = {}
@@ -108,23 +116,14 @@ class Report:
         self._groups[group.key] = group
 
     def write(self) -> None:
-        """Writes both files.
-
-        Raises:
-            ValueError: the page lacks a marker.
-        """
+        """Writes both files."""
         document = {
             "machine": self.machine,
             "gmac": self.gmac,
             "groups": [dataclasses.asdict(group) for group in self._groups.values()],
         }
-        text = self._page.read_text(encoding="utf-8")
-        before, begin, rest = text.partition(BEGIN)
-        _, end, after = rest.partition(END)
-        if not begin or not end:
-            raise ValueError(f"{self._page} needs the lines {BEGIN} and {END}")
         _replace(self._file, json.dumps(document, indent=1) + "\n")
-        _replace(self._page, f"{before}{BEGIN}\n{self.markdown()}\n{END}{after}")
+        _replace(self._page, f"{self._before}{BEGIN}\n{self.markdown()}\n{END}{self._after}")
 
     def markdown(self) -> str:
         """What stands between the markers."""
