@@ -162,7 +162,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", nargs="+", type=int, default=[2, 1])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.2, help="a turn repeats a call until it took as long")
-    parser.add_argument("--output", type=Path, default=REPOSITORY / "docs" / "performance.md", help="a page; another machine has another")
+    page = REPOSITORY / "docs" / "performance.md"
+    parser.add_argument("--output", type=Path, default=page, help="a page of one machine")
     return parser.parse_args()
 
 
