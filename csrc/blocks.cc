@@ -8,6 +8,9 @@ namespace {
 constexpr int64_t kMaxTaskPanels = 32;      // columns / 16 of a task: its C block stays in the second-level cache
 constexpr int64_t kMinTasks = 16;           // enough to share among the cores of a board
 constexpr int64_t kWideBlockChannels = 64;  // of a pass
+constexpr int64_t kWinogradInt8Channels = 1792;   // beyond, four times a sum might not fit into 32 bits
+constexpr int64_t kWinogradInt8Pixels = 192;      // of a task: 48 tiles
+constexpr int64_t kWinogradInt8Panels = 6;        // their sums at 16 points stay in the second-level cache
 constexpr int64_t kWinogradPanels = 12;
 constexpr int64_t kWinogradTasks = 8;       // every task transforms pixels and weights of its own
 
@@ -102,6 +105,24 @@ void choose_int8_blocks(GemmArgs* g, const TileInfo& tile, bool per_image) {
   choose_pixels(g, tile, per_image);
   // Sums never wait in memory: a task may take all columns.
   choose_panels(g, tile.int8_columns / kPanel, g->gated ? g->panels / 2 : g->panels, 2);
+}
+
+bool can_use_winograd_int8(const GemmArgs& g) {
+  return can_use_winograd(g) && !g.gated && g.k_channels <= kWinogradInt8Channels;
+}
+
+bool winograd_int8_pays(const GemmArgs& g, const TileInfo& tile) {
+  return tile.int8_winograd_pays && can_use_winograd_int8(g) && g.k_channels >= 32 && g.panels >= 2 && g.out_h >= 8 && g.out_w >= 8;
+}
+
+void choose_winograd_int8_blocks(GemmArgs* g) {
+  g->plain_product = false;
+  g->block_w = std::min<int64_t>(divide_up(g->out_w, 2) * 2, 32);
+  g->block_h = std::min(divide_up(g->out_h, 2) * 2, kWinogradInt8Pixels / g->block_w / 2 * 2);
+  g->blocks_x = divide_up(g->out_w, g->block_w);
+  g->blocks_y = divide_up(g->out_h, g->block_h);
+  g->k_block = kWideBlockChannels;
+  choose_panels(g, 1, kWinogradInt8Panels, 2);
 }
 
 }  // namespace mdrt

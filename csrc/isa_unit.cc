@@ -22,6 +22,7 @@ namespace MDRT_ISA_NAME {
 #include "simd/vec.h"
 // Bodies, in the order of use.
 #include "micro/gemm_fp32.h"
+#include "micro/gemm_int16.h"
 #include "micro/gemm_int8.h"
 #include "kernels/load_tile.h"
 #include "kernels/gemm.h"
@@ -29,6 +30,7 @@ namespace MDRT_ISA_NAME {
 #include "kernels/narrow.h"
 #include "kernels/quantize.h"
 #include "kernels/gemm_int8.h"
+#include "kernels/winograd_int8.h"
 #include "kernels/depthwise.h"
 #include "kernels/attention.h"
 #include "kernels/norm.h"
@@ -42,11 +44,12 @@ const KernelTable MDRT_JOIN(kernel_table_, MDRT_ISA_NAME) = {
     MDRT_TEXT(MDRT_ISA_NAME),
     {MDRT_ISA_NAME::kTileRows, MDRT_ISA_NAME::kTileColumns, MDRT_ISA_NAME::kTileBlockPixels, MDRT_ISA_NAME::kTileWeightBytes,
      MDRT_ISA_NAME::kNarrowColumns,
-     MDRT_ISA_NAME::kInt8Rows, MDRT_ISA_NAME::kInt8Columns},
+     MDRT_ISA_NAME::kInt8Rows, MDRT_ISA_NAME::kInt8Columns, MDRT_ISA_NAME::kInt8WinogradPays},
     MDRT_ISA_NAME::gemm_scratch_bytes,
     MDRT_ISA_NAME::winograd_scratch_bytes,
     MDRT_ISA_NAME::narrow_scratch_bytes,
     MDRT_ISA_NAME::gemm_int8_scratch_bytes,
+    MDRT_ISA_NAME::winograd_int8_scratch_bytes,
     MDRT_ISA_NAME::quantize_scratch_bytes,
     MDRT_ISA_NAME::layer_norm_scratch_bytes,
     MDRT_ISA_NAME::attention_scratch_bytes,

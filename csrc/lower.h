@@ -61,6 +61,7 @@ class Lowering {
   void lower_gemm(const FusedNode& node);
   GemmKernel choose_gemm(const FusedNode& node) const;
   void lower_gemm_int8(const FusedNode& node);
+  GemmKernel choose_gemm_int8(const FusedNode& node, const GemmArgs& layer, const Quantized& q) const;
   // What the loader reads, and what follows the product, of a strip or of the whole batch.
   void set_input(const FusedNode& node, const Strip& strip, GemmArgs* g);
   void set_product(const FusedNode& node, const Strip& strip, GemmArgs* g);
@@ -137,9 +138,12 @@ void choose_blocks(GemmArgs* args, const TileInfo& tile, bool per_image);
 void choose_int8_blocks(GemmArgs* args, const TileInfo& tile, bool per_image);
 void choose_winograd_blocks(GemmArgs* args, const TileInfo& tile);
 void choose_narrow_blocks(GemmArgs* args, const TileInfo& tile);
+void choose_winograd_int8_blocks(GemmArgs* args);
 // By the geometry, channels and panels of a layer: whether the kernel can do it, and whether it is the faster one.
 bool can_use_winograd(const GemmArgs& args);
 bool winograd_pays(const GemmArgs& args);
+bool can_use_winograd_int8(const GemmArgs& args);
+bool winograd_int8_pays(const GemmArgs& args, const TileInfo& tile);
 bool narrow_pays(const GemmArgs& args, const TileInfo& tile);
 
 }  // namespace mdrt

@@ -139,9 +139,22 @@ void Lowering::quantize(const FusedNode& node, const GemmArgs& layer, const Stri
   step.scratch_bytes = kernels_.quantize_scratch_bytes(&a);
 }
 
+Lowering::GemmKernel Lowering::choose_gemm_int8(const FusedNode& node, const GemmArgs& layer, const Quantized& q) const {
+  GemmArgs g = layer;
+  g.panels = find_weight(plain(node.node), kWeight)->shape[0];
+  g.gated = node.gated;
+  const bool wanted = request_.winograd == Winograd::wherever_possible ||
+                      (request_.winograd == Winograd::where_it_pays && winograd_int8_pays(g, kernels_.tile));
+  if (wanted && q.scales < 0 && can_use_winograd_int8(g)) {
+    return {kernels_.winograd_int8, "winograd_int8", kernels_.winograd_int8_scratch_bytes};
+  }
+  return {kernels_.gemm_int8, "gemm_int8", kernels_.gemm_int8_scratch_bytes};
+}
+
 void Lowering::multiply_int8(const FusedNode& node, const GemmArgs& layer, const Strip& strip, const Quantized& q) {
   const Node& op = plain(node.node);
-  auto& step = add_step<GemmArgs>(kernels_.gemm_int8, "gemm_int8", node.output);
+  const GemmKernel kernel = choose_gemm_int8(node, layer, q);
+  auto& step = add_step<GemmArgs>(kernel.run, kernel.name, node.output);
   GemmArgs& g = step.data;
   g = layer;
   restrict_to(strip, &g);
@@ -159,10 +172,14 @@ void Lowering::multiply_int8(const FusedNode& node, const GemmArgs& layer, const
     g.input_scale = weight<float>(op, kInputScale);
     g.input_zero_point = weight<int32_t>(op, kInputZeroPoint);
   }
-  choose_int8_blocks(&g, kernels_.tile, node.image_bias >= 0);
+  if (kernel.run == kernels_.winograd_int8) {
+    choose_winograd_int8_blocks(&g);
+  } else {
+    choose_int8_blocks(&g, kernels_.tile, node.image_bias >= 0);
+  }
   use(&g.output, node.output, strip.out_pixel);
   step.tasks = g.batch * g.blocks_y * g.blocks_x * g.panel_blocks;
-  step.scratch_bytes = kernels_.gemm_int8_scratch_bytes(&g);
+  step.scratch_bytes = kernel.scratch_bytes(&g);
 }
 
 // Values that the output of an int8 layer may lie on. A residual is read where it is written; in strips, the rows of the input

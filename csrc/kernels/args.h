@@ -174,6 +174,7 @@ struct TileInfo {
   int64_t weight_block_bytes;   // of a GEMM tile's weights in one pass: they stay near the core while all rows use them
   int64_t narrow_columns;       // the most that `narrow` makes
   int int8_rows, int8_columns;  // MR, NR of the int8 tile
+  bool int8_winograd_pays;      // 16-bit products are less than 2.25 times as slow as those of bytes
 };
 
 struct KernelTable {
@@ -183,6 +184,7 @@ struct KernelTable {
   int64_t (*winograd_scratch_bytes)(const GemmArgs*);
   int64_t (*narrow_scratch_bytes)(const GemmArgs*);
   int64_t (*gemm_int8_scratch_bytes)(const GemmArgs*);
+  int64_t (*winograd_int8_scratch_bytes)(const GemmArgs*);
   int64_t (*quantize_scratch_bytes)(const QuantizeArgs*);
   int64_t (*layer_norm_scratch_bytes)(const LayerNormArgs*);
   int64_t (*attention_scratch_bytes)(const AttentionArgs*);

@@ -10,37 +10,47 @@ struct Int8Scratch {
   int64_t tile_stride, tile, c;       // bytes
 };
 
+inline bool reads_in_place(const GemmArgs& g) { return g.plain_product && kInt8Bytes == 1; }
+
 inline Int8Scratch int8_scratch(const GemmArgs& g) {
   Int8Scratch s;
-  s.tile_stride = round_up(g.k_channels, kInt8Align);
+  s.tile_stride = round_up(g.k_channels, kInt8Align) * kInt8Bytes;
   if (s.tile_stride % 128 == 0) s.tile_stride += 64;        // an odd number of cache lines: see gemm_scratch
   const int64_t h = (g.block_h - 1) * g.stride_h + g.kernel_h, w = (g.block_w - 1) * g.stride_w + g.kernel_w;
-  s.tile = g.plain_product ? 0 : h * w * s.tile_stride;
+  s.tile = reads_in_place(g) ? 0 : h * w * s.tile_stride;
   s.c = (g.gated ? 2 : 1) * kInt8Rows * kInt8Columns * static_cast<int64_t>(sizeof(int32_t));
   return s;
 }
 
-// tile: (region.h, region.w, stride). Padding holds the zero point.
-inline void load_int8_tile(const GemmArgs& g, const TileRegion& region, int64_t stride, int8_t* tile) {
-  const int8_t* source = static_cast<const int8_t*>(g.sources[0].data);
-  const int64_t pixel_stride = g.sources[0].stride, image_pixel = region.image * g.in_h * g.in_w;
-  const int64_t bytes = round_up(g.k_channels, kInt8Align);
-  const bool resized = g.view_h != g.in_h || g.view_w != g.in_w;
+// The stored pixel at (y, x) of a region; null where padding is.
+inline const int8_t* int8_pixel(const GemmArgs& g, const TileRegion& region, int64_t y, int64_t x) {
+  const int64_t view_y = region.y + y, view_x = region.x + x;
+  if (view_y < 0 || view_y >= g.view_h || view_x < 0 || view_x >= g.view_w) return nullptr;
+  const int64_t in_y = g.view_h == g.in_h ? view_y : view_y * g.in_h / g.view_h;
+  const int64_t in_x = g.view_w == g.in_w ? view_x : view_x * g.in_w / g.view_w;
+  const int64_t pixel = (region.image * g.in_h + in_y) * g.in_w + in_x;
+  return static_cast<const int8_t*>(g.sources[0].data) + pixel * g.sources[0].stride;
+}
+
+// A pixel of padding: the zero point, then zeros up to `bytes`.
+inline void pad_int8_pixel(const GemmArgs& g, int64_t bytes, int8_t* out) {
   const int padding = g.input_zero_point ? *g.input_zero_point + kInt8Offset : kInt8Offset;
+  memset(out, padding, static_cast<size_t>(g.k_channels));
+  memset(out + g.k_channels, 0, static_cast<size_t>(bytes - g.k_channels));
+}
+
+// tile: (region.h, region.w, stride)
+inline void load_int8_tile(const GemmArgs& g, const TileRegion& region, int64_t stride, int8_t* tile) {
+  const int64_t bytes = round_up(g.k_channels, kInt8Align);
   for (int64_t y = 0; y < region.h; ++y) {
-    const int64_t view_y = region.y + y;
-    const bool outside = view_y < 0 || view_y >= g.view_h;
-    const int64_t row = outside ? 0 : image_pixel + (resized ? view_y * g.in_h / g.view_h : view_y) * g.in_w;
-    int8_t* out = tile + y * region.w * stride;
-    for (int64_t x = 0; x < region.w; ++x, out += stride) {
-      const int64_t view_x = region.x + x;
-      if (outside || view_x < 0 || view_x >= g.view_w) {
-        memset(out, padding, static_cast<size_t>(g.k_channels));
-        memset(out + g.k_channels, 0, static_cast<size_t>(bytes - g.k_channels));
-      } else {
-        const int64_t pixel = row + (resized ? view_x * g.in_w / g.view_w : view_x);
-        memcpy(out, source + pixel * pixel_stride, static_cast<size_t>(bytes));
+    for (int64_t x = 0; x < region.w; ++x, tile += stride) {
+      const int8_t* pixel = int8_pixel(g, region, y, x);
+      if (!pixel) {
+        int8_t* padding = tile + (kInt8Bytes - 1) * bytes;      // the second half, if widening doubles it
+        pad_int8_pixel(g, bytes, padding);
+        pixel = padding;
       }
+      if (pixel != tile) copy_int8_pixel(tile, pixel, bytes);
     }
   }
 }
@@ -171,7 +181,7 @@ static void gemm_int8(const GemmArgs* args, int64_t task, void* scratch) {
     block.scale = *g.input_scale;
     block.offset += *g.input_zero_point;
   }
-  if (g.plain_product) {
+  if (reads_in_place(g)) {
     block.a = static_cast<const int8_t*>(g.sources[0].data) + block.pixel0 * g.sources[0].stride;
     block.a_w = g.out_w;
     block.a_stride = g.sources[0].stride;

@@ -26,7 +26,7 @@ constexpr int kInt8Rows = 6, kInt8Panels = 1;
 #elif defined(__AVX512BW__)
 constexpr int kInt8Rows = 8, kInt8Panels = 2;
 #elif defined(__AVX2__)
-constexpr int kInt8Rows = 4, kInt8Panels = 1;
+constexpr int kInt8Rows = 128, kInt8Panels = 1;
 #elif defined(__ARM_FEATURE_MATMUL_INT8)
 constexpr int kInt8Rows = 66, kInt8Panels = 1;
 #elif defined(__ARM_FEATURE_DOTPROD)
@@ -36,10 +36,17 @@ constexpr int kInt8Rows = 2, kInt8Panels = 1;
 #else
 constexpr int kInt8Rows = 2, kInt8Panels = 1;
 #endif
+// Of an element of A as the tile reads it; if 2, pixels are copied even where they could be read in place.
+#if defined(__AVX2__) && !defined(__AVXVNNI__) && !defined(__AVX512BW__)
+#define MDRT_WIDE_INT8_A 1
+constexpr int64_t kInt8Bytes = 2;
+#else
+constexpr int64_t kInt8Bytes = 1;
+#endif
 constexpr int kInt8Columns = kInt8Panels * static_cast<int>(kPanel);
 
 struct Int8TileArgs {
-  const int8_t* rows[kInt8Rows];  // A: one pointer per row; a row that does not exist repeats another
+  const int8_t* rows[kInt8Rows];  // A, elements of kInt8Bytes: one pointer per row; a row that does not exist repeats another
   int num_rows;                   // that exist
   const int64_t* tap_offsets;     // (taps) bytes from a row's pointer to the tap's first channel
   int64_t taps, depth;            // depth: a multiple of 16; A is zero from there to the next multiple of 64
@@ -56,6 +63,15 @@ struct Int8TileArgs {
 #include "micro/gemm_int8_neondot.h"
 #elif defined(__aarch64__)
 #include "micro/gemm_int8_neon.h"
+#elif defined(MDRT_WIDE_INT8_A)
+#include "micro/gemm_int8_wide.h"
 #else
 #include "micro/gemm_int8_dot4.h"
+#endif
+
+#ifndef MDRT_WIDE_INT8_A
+namespace {
+// A pixel as the tile reads it.
+inline void copy_int8_pixel(int8_t* out, const int8_t* in, int64_t bytes) { memcpy(out, in, static_cast<size_t>(bytes)); }
+}  // namespace
 #endif

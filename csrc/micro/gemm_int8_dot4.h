@@ -14,19 +14,12 @@ inline vi dot4(vi acc, vi a, vi b) {
       _mm256_dpbusd_avx_epi32(reinterpret_cast<__m256i>(acc), reinterpret_cast<__m256i>(a), reinterpret_cast<__m256i>(b)));
 }
 #elif defined(__AVX512BW__)
-// As for AVX2 below; the sign is a mask.
+// |a| times the weight with a's sign: two products of at most 128 * 127 fit into 16 bits because no weight is -128.
 inline vi dot4(vi acc, vi a, vi b) {
   const __m512i signed_a = reinterpret_cast<__m512i>(a), weight = reinterpret_cast<__m512i>(b);
   const __m512i with_sign = _mm512_mask_sub_epi8(weight, _mm512_movepi8_mask(signed_a), _mm512_setzero_si512(), weight);
   const __m512i pairs = _mm512_maddubs_epi16(_mm512_abs_epi8(signed_a), with_sign);
   return acc + reinterpret_cast<vi>(_mm512_madd_epi16(pairs, _mm512_set1_epi16(1)));
-}
-#elif defined(__AVX2__)
-// |a| times the weight with a's sign: two products of at most 128 * 127 fit into 16 bits because no weight is -128.
-inline vi dot4(vi acc, vi a, vi b) {
-  const __m256i signed_a = reinterpret_cast<__m256i>(a);
-  const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(signed_a), _mm256_sign_epi8(reinterpret_cast<__m256i>(b), signed_a));
-  return acc + reinterpret_cast<vi>(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 #else
 inline vi byte_of(vi x, int i) { return x << (24 - 8 * i) >> 24; }
@@ -36,7 +29,6 @@ inline vi dot4(vi acc, vi a, vi b) {
 }
 #endif
 
-typedef int32_t vi_bytes __attribute__((vector_size(VL * 4), aligned(1), may_alias));
 typedef int32_t int32_bytes __attribute__((aligned(1), may_alias));
 
 template <int kPanels>

@@ -98,33 +98,41 @@ static void peak_int8(const PeakArgs* args, int64_t task, void*) {
   args->macs[task] = args->rounds * kPeakRepeats * kPeakSums * kInt8StepMacs;
 }
 #else
+#ifdef MDRT_WIDE_INT8_A
+constexpr int kPeakRows = kInt16Rows, kPeakStep = 2;
+inline vi peak_step(vi sum, vi a, vi b) { return dot2(sum, a, b); }
+#else
+constexpr int kPeakRows = kInt8Rows, kPeakStep = 4;
+inline vi peak_step(vi sum, vi a, vi b) { return dot4(sum, a, b); }
+#endif
+
 static void peak_int8(const PeakArgs* args, int64_t task, void*) {
-  constexpr int kVectors = kInt8Columns / VL;
-  vi sums[kInt8Rows][kVectors], b[kVectors];
+  constexpr int kPeakVectors = kInt8Columns / VL;
+  vi sums[kPeakRows][kPeakVectors], b[kPeakVectors];
 #pragma GCC unroll 16
-  for (int j = 0; j < kVectors; ++j) {
+  for (int j = 0; j < kPeakVectors; ++j) {
     b[j] = splat_int(0x01020304 * (j + 1));
     MDRT_FORGET(b[j]);
 #pragma GCC unroll 16
-    for (int r = 0; r < kInt8Rows; ++r) sums[r][j] = splat_int(r);
+    for (int r = 0; r < kPeakRows; ++r) sums[r][j] = splat_int(r);
   }
   vi a = splat_int(0x04030201);
   for (int64_t round = 0; round < args->rounds; ++round) {
 #pragma GCC unroll 16
-    for (int r = 0; r < kInt8Rows; ++r) {
+    for (int r = 0; r < kPeakRows; ++r) {
       MDRT_FORGET(a);
 #pragma GCC unroll 16
-      for (int j = 0; j < kVectors; ++j) sums[r][j] = dot4(sums[r][j], a, b[j]);
+      for (int j = 0; j < kPeakVectors; ++j) sums[r][j] = peak_step(sums[r][j], a, b[j]);
     }
   }
   vi total = {};
 #pragma GCC unroll 16
-  for (int r = 0; r < kInt8Rows; ++r) {
+  for (int r = 0; r < kPeakRows; ++r) {
 #pragma GCC unroll 16
-    for (int j = 0; j < kVectors; ++j) total += sums[r][j];
+    for (int j = 0; j < kPeakVectors; ++j) total += sums[r][j];
   }
   args->results[task] = static_cast<double>(total[0]);
-  args->macs[task] = args->rounds * kInt8Rows * kVectors * VL * 4;
+  args->macs[task] = args->rounds * kPeakRows * kPeakVectors * VL * kPeakStep;
 }
 #endif
 
