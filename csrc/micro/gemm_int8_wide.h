@@ -23,6 +23,8 @@ inline void copy_int8_pixel(int8_t* out, const int8_t* in, int64_t bytes) {
 
 constexpr int64_t kChunkDepth = 512;      // its 16 KB of weights and the pixels of six rows fit into the first-level cache
 
+constexpr int kFetchRows = 12;
+
 // (depth / 4, 16 columns, 4 k) to (depth / 4, even or odd, 16 columns, 2 k).
 inline void widen_weights(const int8_t* b, int64_t depth, int32_t* out) {
   for (int64_t k = 0; k < depth; k += 4, b += 4 * kPanel, out += 2 * kPanel) {
@@ -50,7 +52,15 @@ void int8_tile(const Int8TileArgs& t) {
       for (int r = 0; r < kInt8Rows; ++r) {
         rows[r] = reinterpret_cast<const int32_t*>(t.rows[r] + t.tap_offsets[tap] + k * kInt8Bytes);
       }
-      multiply_int16(rows, t.num_rows, depth / 2, widened, t.c, tap > 0 || k > 0);
+      // While rows multiply, the weights come that are widened next: nothing else would ask for them early.
+      for (int r = 0; r < t.num_rows; r += kFetchRows) {
+        const int64_t count = t.num_rows - r < kFetchRows ? t.num_rows - r : kFetchRows;
+        const int64_t bytes = depth * kPanel;
+        for (int64_t i = bytes * r / t.num_rows & -kLineBytes; i < bytes * (r + count) / t.num_rows; i += kLineBytes) {
+          __builtin_prefetch(b + i);
+        }
+        multiply_int16(rows + r, count, depth / 2, widened, t.c + r * kPanel, tap > 0 || k > 0);
+      }
     }
   }
 }
