@@ -8,8 +8,10 @@ import pytest
 from mdrt import _core
 from mdrt.bundle import write_bundle
 from mdrt.graph import Graph
+from mdrt.formats import ComponentFormat
 from mdrt.interpreter import Interpreter
 from mdrt.layers import build
+from mdrt.quantise import layers
 
 ISAS = [isa["name"] for isa in _core.build_info()["isas"] if isa["usable"]]
 WITH, WITHOUT = 1e-4, 1e-5  # of the largest output
@@ -105,3 +107,48 @@ def test_which_layers_take_it(setting, layer, kernel, monkeypatch):
     else:
         monkeypatch.setenv("MDRT_WINOGRAD", setting)
     assert kernels(build(layer)) & {"gemm", "winograd"} == {kernel}
+
+
+def int8_kernels(experiment, isa):
+    formats = {"layer": ComponentFormat("int8", input_ranges=dict.fromkeys(layers(experiment.graph), (-1.0, 2.0)))}
+    buffer = write_bundle(None, {"layer": experiment.graph}, {"layer": experiment.weights}, formats=formats)
+    model = _core.Model.from_buffer(buffer)
+    model.set_plan_options(isa)
+    return {step[0].split()[0] for step in model.profile("layer", experiment.feeds, 1)}
+
+
+@pytest.mark.parametrize(
+    ("setting", "layer", "pays", "kernel"),
+    [
+        (None, "32x32x64 | conv2d 3x3 64", True, "winograd_int8"),
+        (None, "16x16x64 | upsample 2 | conv2d 3x3 64", True, "winograd_int8"),
+        (None, "32x32x16 | conv2d 3x3 64", True, "gemm_int8"),
+        (None, "7x7x64 | conv2d 3x3 64", True, "gemm_int8"),
+        (None, "32x32x64 | conv2d 3x3 64", False, "gemm_int8"),
+        ("0", "32x32x64 | conv2d 3x3 64", True, "gemm_int8"),
+        ("1", "7x7x16 | conv2d 3x3 16", False, "winograd_int8"),
+        ("1", "32x32x64 | conv2d 3x3/2 64", True, "gemm_int8"),
+        ("1", "8x8x1808 | conv2d 3x3 16", True, "gemm_int8"),
+    ],
+)
+def test_which_int8_layers_take_it(setting, layer, pays, kernel, monkeypatch):
+    """It pays where products of 16 bits are as fast as those of bytes."""
+    isas = [isa for isa in ISAS if (isa in {"avx2", "avx512"}) == pays]
+    if setting is None:
+        monkeypatch.delenv("MDRT_WINOGRAD", raising=False)
+    else:
+        monkeypatch.setenv("MDRT_WINOGRAD", setting)
+    for isa in isas:
+        assert int8_kernels(build(layer), isa) & {"gemm_int8", "winograd_int8"} == {kernel}, isa
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_int8_gives_the_same_bytes(isa, monkeypatch):
+    for seed in range(24):
+        graph, weights, feeds = case(seed)
+        formats = ComponentFormat("int8", input_ranges=dict.fromkeys(layers(graph), (-2.5, 3.0)))
+        results = []
+        for setting in "01":
+            monkeypatch.setenv("MDRT_WINOGRAD", setting)
+            results.append(Interpreter(graph, weights, isa=isa, format=formats).run(feeds)["y"])
+        np.testing.assert_array_equal(*results)

@@ -15,6 +15,8 @@ using namespace mdrt;
 
 namespace {
 
+int64_t winograd_layers = 0;    // done by both algorithms, on all ISAs
+
 struct Layer {
   QuantizeArgs quantize = {};
   GemmArgs gemm = {};
@@ -124,6 +126,19 @@ Layer choose_layer(Arguments& memory) {
   return layer;
 }
 
+uint32_t checksum_of(const Layer& layer) { return crc32c(0, layer.gemm.output.data, static_cast<size_t>(layer.output_bytes)); }
+
+// Whether Winograd's algorithm, where it can do the layer, gives the bytes that are in the output already.
+bool winograd_agrees(const KernelTable& k, Layer layer, bool at_end) {
+  GemmArgs& g = layer.gemm;
+  if (g.pixel_scale || !can_use_winograd_int8(g)) return true;
+  const uint32_t expected = checksum_of(layer);
+  choose_winograd_int8_blocks(&g);
+  run(k.winograd_int8, g, g.batch * g.blocks_y * g.blocks_x * g.panel_blocks, k.winograd_int8_scratch_bytes(&g), at_end);
+  ++winograd_layers;
+  return checksum_of(layer) == expected;
+}
+
 // Runs the layer and returns the checksum of its output.
 uint32_t run_layer(const KernelTable& k, Layer layer, bool at_end) {
   QuantizeArgs& q = layer.quantize;
@@ -137,7 +152,7 @@ uint32_t run_layer(const KernelTable& k, Layer layer, bool at_end) {
   GemmArgs& g = layer.gemm;
   choose_int8_blocks(&g, k.tile, g.image_bias != nullptr);
   run(k.gemm_int8, g, g.batch * g.blocks_y * g.blocks_x * g.panel_blocks, k.gemm_int8_scratch_bytes(&g), at_end);
-  return crc32c(0, g.output.data, static_cast<size_t>(layer.output_bytes));
+  return checksum_of(layer);
 }
 
 }  // namespace
@@ -155,15 +170,22 @@ int main(int argc, char** argv) {
     const Layer layer = choose_layer(memory);
     const uint32_t expected = run_layer(*compiled_isas().front().kernels, layer, at_end);
     for (const Isa& isa : compiled_isas()) {
-      if (!is_usable(isa) || run_layer(*isa.kernels, layer, at_end) == expected || !layer.same_bytes) continue;
-      printf("int8_bytes: layer %lld: %s differs from %s\n", static_cast<long long>(i), isa.name, compiled_isas().front().name);
-      ++wrong;
+      if (!is_usable(isa)) continue;
+      if (run_layer(*isa.kernels, layer, at_end) != expected && layer.same_bytes) {
+        printf("int8_bytes: layer %lld: %s differs from %s\n", static_cast<long long>(i), isa.name, compiled_isas().front().name);
+        ++wrong;
+      }
+      if (!winograd_agrees(*isa.kernels, layer, at_end)) {
+        printf("int8_bytes: layer %lld: on %s Winograd's algorithm differs\n", static_cast<long long>(i), isa.name);
+        ++wrong;
+      }
     }
     if (!layer.same_bytes) continue;
     all = crc32c(all, &expected, sizeof expected);
     ++compared;
   }
-  printf("int8_bytes: %lld layers, %lld of them compared, %lld differ, checksum %08x\n", static_cast<long long>(count),
-         static_cast<long long>(compared), static_cast<long long>(wrong), static_cast<unsigned>(all));
+  printf("int8_bytes: %lld layers, %lld of them compared, %lld by Winograd, %lld differ, checksum %08x\n", static_cast<long long>(count),
+         static_cast<long long>(compared), static_cast<long long>(winograd_layers), static_cast<long long>(wrong),
+         static_cast<unsigned>(all));
   return wrong ? 1 : 0;
 }
