@@ -7,8 +7,8 @@ import pytest
 
 from mdrt import _core
 from mdrt.bundle import write_bundle
-from mdrt.graph import Graph
 from mdrt.formats import ComponentFormat
+from mdrt.graph import Graph
 from mdrt.interpreter import Interpreter
 from mdrt.layers import build
 from mdrt.quantise import layers
@@ -123,10 +123,10 @@ def int8_kernels(experiment, isa):
         (None, "32x32x64 | conv2d 3x3 64", True, "winograd_int8"),
         (None, "16x16x64 | upsample 2 | conv2d 3x3 64", True, "winograd_int8"),
         (None, "32x32x16 | conv2d 3x3 64", True, "gemm_int8"),
-        (None, "7x7x64 | conv2d 3x3 64", True, "gemm_int8"),
+        (None, "32x32x64 | conv2d 3x3 16", True, "gemm_int8"),
         (None, "32x32x64 | conv2d 3x3 64", False, "gemm_int8"),
         ("0", "32x32x64 | conv2d 3x3 64", True, "gemm_int8"),
-        ("1", "7x7x16 | conv2d 3x3 16", False, "winograd_int8"),
+        ("1", "8x8x16 | conv2d 3x3 16", False, "winograd_int8"),
         ("1", "32x32x64 | conv2d 3x3/2 64", True, "gemm_int8"),
         ("1", "8x8x1808 | conv2d 3x3 16", True, "gemm_int8"),
     ],
