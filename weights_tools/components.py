@@ -68,7 +68,7 @@ def load_networks(checkpoint: Checkpoint, with_encoder: bool = False) -> Network
         "text_encoder", TextEncoderConfig, {"model_type": "clip_text_model"}, _TEXT_IGNORED
     )
     unet = unet_config(checkpoint)
-    vae = _vae_config(checkpoint)
+    vae = vae_config(checkpoint)
     if unet.in_channels != vae.latent_channels or unet.out_channels != vae.latent_channels:
         raise ConversionError(
             f"the unet takes {unet.in_channels} and gives {unet.out_channels} channels, "
@@ -107,7 +107,8 @@ def check_graph(graph: Graph, name: str) -> None:
         raise ConversionError(f"the configuration of the {name} contradicts itself: {error}") from error
 
 
-def _vae_config(checkpoint: Checkpoint) -> VaeConfig:
+def vae_config(checkpoint: Checkpoint) -> VaeConfig:
+    """The configuration of a checkpoint's autoencoder; errors as `load_networks`."""
     where = "vae/config.json"
     document = checkpoint.json(where)
     ignored = (*_VAE_IGNORED, *_VAE_FIXED, *_VAE_BLOCKS)

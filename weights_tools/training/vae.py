@@ -1,0 +1,220 @@
+"""The stage `vae`: trains the autoencoder on true pictures.
+
+First on crops that show content, then on whole pictures, whose statistics the normalisation layers meet in use. The
+loss is the absolute error, of the picture, of its differences over 1, 2 and 4 pixels, and of the picture pooled;
+latents get a little noise on the way, so that the decoder bears what a UNet draws. `anchor` ties three latent channels
+to the pooled colours at first: without that, colours are learnt last.
+"""
+
+# PyTorch gives the results of modules as Any.
+# mypy: disable-error-code="no-any-return, no-untyped-call"
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mdrt.errors import InvalidArgumentError
+from weights_tools.training import figures, layouts
+from weights_tools.training.emoji import FILE_NAME, EmojiSet, read_emoji
+from weights_tools.training.light import Part, write_pipeline
+from weights_tools.training.stage import Context, LoopConfig, State, adamw, train
+from weights_tools.vae import VaeConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from weights_tools.modules.vae import AutoencoderKL
+
+# Chances of the kinds of scenes; counts and sizes need little, their parts are in the others.
+_CHANCES = {"single": 0.45, "colour": 0.25, "beside": 0.12, "above": 0.06, "larger": 0.04, "large": 0.03, "small": 0.05}
+_COLOURED = 0.3  # of scenes that are not already one emoji on a colour
+_GRADIENT_PIXELS = (1, 2, 4)
+_POOLED_PIXELS = (2, 4, 8)
+_ANCHOR_SCALE = 1.4  # brings pooled colours to about unit variance
+_CELL = 8
+
+
+@dataclass(frozen=True)
+class VaeTraining(LoopConfig):
+    """`samples` and `batch_size` count crops; a whole picture is (picture / crop)^2 of them."""
+
+    picture: int = 128
+    crop: int = 64
+    whole: float = 0.2  # the share of the samples, at the end, that are whole pictures
+    block_out_channels: tuple[int, ...] = (16, 32, 96, 160)
+    layers_per_block: int = 1
+    latent_channels: int = 8
+    norm_num_groups: int = 4
+    init: str | None = None  # a pipeline directory whose autoencoder to start from
+    gradient_weight: float = 0.6
+    pooled_weight: float = 1.0
+    square_weight: float = 0.0
+    foreground_weight: float = 2.0
+    latent_noise: float = 0.05  # standard deviation; latents are held near unit variance
+    anchor: float = 1.0  # weight of the colour anchor at the start
+    anchor_share: float = 0.3  # of the samples, after which it has gone
+    concepts: tuple[str, ...] = ()  # names of the emoji to learn; none: all
+
+    def network(self) -> VaeConfig:
+        """The autoencoder as its config.json describes it."""
+        shared = {entry.name for entry in fields(VaeConfig)} & {entry.name for entry in fields(VaeTraining)}
+        values = {name: getattr(self, name) for name in shared}
+        return VaeConfig(**values, mid_block_add_attention=False, scaling_factor=1.0)
+
+
+def run(context: Context) -> None:
+    """Trains, and leaves `vae/light`: the averaged autoencoder with its encoder."""
+    import torch
+
+    from weights_tools.modules.vae import AutoencoderKL, load_autoencoder
+
+    config = context.config(VaeTraining)
+    emoji = read_emoji(context.folder / FILE_NAME)
+    emoji = emoji.subset(config.concepts) if config.concepts else emoji
+    torch.manual_seed(config.seed)
+    model = load_autoencoder(config.init) if config.init else AutoencoderKL(config.network())
+    if config.init and model.config.block_out_channels != config.block_out_channels:
+        raise InvalidArgumentError(f"{config.init} has block_out_channels {model.config.block_out_channels}")
+    model = model.to(context.device, memory_format=torch.channels_last).train()
+    state = State({"vae": model}, {"vae": adamw(model.parameters(), config)})
+    state.add_averages("vae")
+    shown = range(0, len(emoji), max(1, len(emoji) // 64))
+    true = np.stack([layouts.draw(emoji, layouts.single(index), config.picture) for index in shown])
+
+    def update(step: int, random: np.random.Generator) -> Mapping[str, float]:
+        done = step / config.steps
+        whole = done >= 1 - config.whole
+        count = config.batch_size * config.crop**2 // config.picture**2 if whole else config.batch_size
+        pictures, foreground = batch(emoji, random, max(1, count), config.picture, None if whole else config.crop)
+        sample, weight = to_tensor(pictures, context.device), torch.from_numpy(foreground).to(context.device)
+        with torch.autocast(context.device.split(":")[0], torch.bfloat16, enabled=context.device.startswith("cuda")):
+            latents = model.encode(sample)
+            output = model.decode(latents + config.latent_noise * torch.randn_like(latents))
+        losses = _losses(config, done, sample, weight, latents.float(), output.float())
+        loss = sum(losses.values())
+        state.optimizers["vae"].zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+        state.optimizers["vae"].step()
+        return {name: value.item() for name, value in losses.items()}
+
+    def measure() -> Mapping[str, float]:
+        drawn = reconstruct(state.averages["vae"], true, context.device)
+        return {name: float(np.median(figure(drawn, true))) for name, figure in figures.FIGURES.items()}
+
+    train(context, config, state, update, measure, lambda: _write(context, state.averages["vae"]))
+
+
+def batch(
+    emoji: EmojiSet, random: np.random.Generator, count: int, size: int, crop: int | None
+) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """Random true pictures: (count, size, size, 3), or crops of them around content, aligned to latent cells.
+
+    Also where they differ from their background: (count, 1, size, size), 0 or 1.
+    """
+    side = crop or size
+    pictures = np.empty((count, side, side, 3), np.uint8)
+    foreground = np.empty((count, 1, side, side), np.float32)
+    for index in range(count):
+        scene = random_scene(emoji, random)
+        picture = layouts.draw(emoji, scene, size)
+        content = (picture != np.array(scene.background, np.uint8)).any(-1)
+        top, left = _crop_corner(content, random, side)
+        here = (slice(top, top + side), slice(left, left + side))
+        pictures[index], foreground[index, 0] = picture[here], content[here]
+    return pictures, foreground
+
+
+def random_scene(emoji: EmojiSet, random: np.random.Generator) -> layouts.Scene:
+    """A scene that is not held out."""
+    while True:
+        layout = str(random.choice(list(_CHANCES), p=list(_CHANCES.values())))
+        places = len(layouts.PLACES[layout])
+        coloured = layout == "colour" or (layout != "single" and random.random() < _COLOURED)
+        colour = str(random.choice(list(layouts.COLOURS))) if coloured else None
+        scene = layouts.Scene(layout, tuple(random.integers(len(emoji), size=places).tolist()), colour)
+        if not layouts.is_held_out(emoji, scene):
+            return scene
+
+
+def to_tensor(pictures: NDArray[np.uint8], device: str) -> Tensor:
+    """(n, h, w, 3) uint8 -> (n, 3, h, w) float32 from -1 to 1, channels last in memory."""
+    import torch
+
+    return torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_pictures(sample: Tensor) -> NDArray[np.uint8]:
+    """(n, 3, h, w) about -1 to 1 -> (n, h, w, 3) uint8."""
+    scaled = (sample.float() / 2 + 0.5).clamp(0, 1) * 255
+    return scaled.round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def reconstruct(model: AutoencoderKL, pictures: NDArray[np.uint8], device: str) -> NDArray[np.uint8]:
+    """Pictures (n, h, w, 3) through the autoencoder and back."""
+    import torch
+
+    with torch.no_grad():
+        parts = [pictures[start : start + 16] for start in range(0, len(pictures), 16)]
+        return np.concatenate([to_pictures(model.decode(model.encode(to_tensor(part, device)))) for part in parts])
+
+
+def _crop_corner(content: NDArray[np.bool_], random: np.random.Generator, side: int) -> tuple[int, int]:
+    """Where a crop begins whose middle is near a random pixel of content."""
+    size = len(content)
+    places = np.flatnonzero(content)
+    if side == size or not len(places):
+        return 0, 0
+    row, column = divmod(int(random.choice(places)), size)
+    corner = [_CELL * round((middle - side / 2) / _CELL) for middle in (row, column)]
+    return min(max(corner[0], 0), size - side), min(max(corner[1], 0), size - side)
+
+
+def _losses(
+    config: VaeTraining, done: float, sample: Tensor, foreground: Tensor, latents: Tensor, output: Tensor
+) -> dict[str, Tensor]:
+    """The terms of the loss, weighted, by name."""
+    from torch.nn import functional
+
+    weight = 1 + (config.foreground_weight - 1) * foreground
+    error = output - sample
+    terms = {"absolute": (weight * error.abs()).mean()}
+    differences = [(error[..., n:, :] - error[..., :-n, :]).abs().mean() for n in _GRADIENT_PIXELS]
+    differences += [(error[..., n:] - error[..., :-n]).abs().mean() for n in _GRADIENT_PIXELS]
+    terms["gradient"] = config.gradient_weight * sum(differences) / 2
+    pooled = [functional.avg_pool2d(error, n).abs().mean() for n in _POOLED_PIXELS]
+    terms["pooled"] = config.pooled_weight * sum(pooled) / len(pooled)
+    if config.square_weight:
+        terms["square"] = config.square_weight * error.square().mean()
+    variance = latents.square().mean((0, 2, 3))
+    terms["variance"] = 2e-3 * (variance - 1).square().mean()
+    anchor = config.anchor * max(0.0, 1 - done / config.anchor_share) if config.anchor else 0.0
+    if anchor:
+        colours = _ANCHOR_SCALE * functional.avg_pool2d(sample, _CELL)
+        terms["anchor"] = anchor * (latents[:, : sample.shape[1]] - colours).abs().mean()
+    return terms
+
+
+def vae_json(config: VaeConfig, picture: int, scaling_factor: float) -> dict[str, Any]:
+    """What vae/config.json says, in diffusers' words."""
+    count = len(config.block_out_channels)
+    return {
+        "_class_name": "AutoencoderKL",
+        "act_fn": "silu",
+        **asdict(config),
+        "down_block_types": ["DownEncoderBlock2D"] * count,
+        "up_block_types": ["UpDecoderBlock2D"] * count,
+        "sample_size": picture,
+        "scaling_factor": scaling_factor,
+    }
+
+
+def _write(context: Context, model: AutoencoderKL) -> None:
+    config = context.config(VaeTraining)
+    document = vae_json(model.config, config.picture, 1.0)
+    write_pipeline(context.output / "light", {"vae": Part(document, model.state_dict())})
