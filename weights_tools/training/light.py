@@ -70,7 +70,6 @@ def write_pipeline(path: Path, parts: Mapping[str, Part], tokenizer: Path | None
 def _write_weights(folder: Path, stem: str, weights: Mapping[str, Any]) -> None:
     """One safetensors file, or several and their index, none above `SHARD_BYTES`."""
     import torch
-    from safetensors.torch import save_file
 
     shards: list[dict[str, Any]] = [{}]
     room = SHARD_BYTES
@@ -82,15 +81,22 @@ def _write_weights(folder: Path, stem: str, weights: Mapping[str, Any]) -> None:
         room -= tensor.nbytes
         shards[-1][name] = tensor
     if len(shards) == 1:
-        save_file(shards[0], folder / f"{stem}.safetensors", {"format": "pt"})
+        _save(folder / f"{stem}.safetensors", shards[0])
         return
     places = {}
     for number, shard in enumerate(shards, 1):
         file = f"{stem}-{number:05}-of-{len(shards):05}.safetensors"
-        save_file(shard, folder / file, {"format": "pt"})
+        _save(folder / file, shard)
         places.update(dict.fromkeys(shard, file))
     size = sum(tensor.nbytes for shard in shards for tensor in shard.values())
     _write_json(folder / f"{stem}.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": places})
+
+
+def _save(path: Path, tensors: dict[str, Any]) -> None:
+    from safetensors.torch import save_file
+
+    save_file(tensors, path, {"format": "pt"})
+    path.chmod(0o644)  # safetensors lets only the owner read
 
 
 def _write_json(path: Path, document: Mapping[str, Any]) -> None:

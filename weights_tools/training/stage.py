@@ -46,6 +46,16 @@ class Context:
         path.mkdir(parents=True, exist_ok=True)
         return path
 
+    @property
+    def full_checkpoint(self) -> Path:
+        """Where the stage keeps what it goes on from."""
+        return self.output / "full.pt"
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether the stage was begun before and goes on now, so that nothing needs to be initialised."""
+        return self.resume and self.full_checkpoint.exists()
+
     def config(self, cls: type[Config]) -> Config:
         """The settings as a `cls`, a dataclass whose fields name the keys.
 
@@ -199,8 +209,8 @@ def train(
     """
     import torch
 
-    full = context.output / "full.pt"
-    if context.resume and full.exists():
+    full = context.full_checkpoint
+    if context.goes_on:
         state.load(full)
     elif full.exists():
         raise InvalidArgumentError(f"{full} is a started training; go on with --resume or name another folder")

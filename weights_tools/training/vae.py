@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mdrt.errors import InvalidArgumentError
 from weights_tools.training import figures, layouts
 from weights_tools.training.emoji import FILE_NAME, EmojiSet, read_emoji
 from weights_tools.training.light import Part, write_pipeline
-from weights_tools.training.stage import Context, LoopConfig, State, adamw, train
+from weights_tools.training.stage import Context, LoopConfig, State, train
 from weights_tools.vae import VaeConfig
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ class VaeTraining(LoopConfig):
     layers_per_block: int = 1
     latent_channels: int = 8
     norm_num_groups: int = 4
-    init: str | None = None  # a pipeline directory whose autoencoder to start from
+    init: str | None = None  # a pipeline directory in the run's folder to start from; a narrower network is widened
     gradient_weight: float = 0.6
     pooled_weight: float = 1.0
     square_weight: float = 0.0
@@ -72,16 +71,19 @@ def run(context: Context) -> None:
     import torch
 
     from weights_tools.modules.vae import AutoencoderKL, load_autoencoder
+    from weights_tools.training.muon import muon_and_adamw
+    from weights_tools.training.widen import widen
 
     config = context.config(VaeTraining)
     emoji = read_emoji(context.folder / FILE_NAME)
     emoji = emoji.subset(config.concepts) if config.concepts else emoji
     torch.manual_seed(config.seed)
-    model = load_autoencoder(config.init) if config.init else AutoencoderKL(config.network())
-    if config.init and model.config.block_out_channels != config.block_out_channels:
-        raise InvalidArgumentError(f"{config.init} has block_out_channels {model.config.block_out_channels}")
+    if config.init and not context.goes_on:
+        model = widen(load_autoencoder(context.folder / config.init), config.block_out_channels)
+    else:
+        model = AutoencoderKL(config.network())
     model = model.to(context.device, memory_format=torch.channels_last).train()
-    state = State({"vae": model}, {"vae": adamw(model.parameters(), config)})
+    state = State({"vae": model}, muon_and_adamw(model, config))
     state.add_averages("vae")
     shown = range(0, len(emoji), max(1, len(emoji) // 64))
     true = np.stack([layouts.draw(emoji, layouts.single(index), config.picture) for index in shown])
@@ -97,10 +99,11 @@ def run(context: Context) -> None:
             output = model.decode(latents + config.latent_noise * torch.randn_like(latents))
         losses = _losses(config, done, sample, weight, latents.float(), output.float())
         loss = sum(losses.values())
-        state.optimizers["vae"].zero_grad()
+        model.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-        state.optimizers["vae"].step()
+        for optimizer in state.optimizers.values():
+            optimizer.step()
         return {name: value.item() for name, value in losses.items()}
 
     def measure() -> Mapping[str, float]:
