@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import xml.etree.ElementTree as ET
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,18 +26,56 @@ from weights_tools.training.stage import Context
 FILE_NAME = "emoji.npz"
 SPRITE_SIZE = (136, 128)  # width, height of the font's bitmaps
 _VARIATION = "\ufe0f"  # asks for the coloured form of a character; neither font nor annotations need it
+# Keywords that the annotations lack, from the labels of CLDR.
+_LABELS = {
+    "animal-amphibian": ("animal",),
+    "animal-bird": ("animal", "bird"),
+    "animal-bug": ("animal", "insect"),
+    "animal-mammal": ("animal", "mammal"),
+    "animal-marine": ("animal", "sea animal"),
+    "animal-reptile": ("animal", "reptile"),
+    "cat-face": ("cat",),
+    "clothing": ("clothing",),
+    "drink": ("drink",),
+    "emotion": ("emotion",),
+    "face-negative": ("face", "sad face"),
+    "face-positive": ("face", "happy face"),
+    "face-sick": ("face", "sick face"),
+    "food-asian": ("food", "asian food"),
+    "food-fruit": ("food", "fruit"),
+    "food-prepared": ("food", "meal"),
+    "food-sweet": ("food", "sweet"),
+    "food-vegetable": ("food", "vegetable"),
+    "game": ("game",),
+    "geometric": ("geometric",),
+    "musical-instrument": ("musical instrument",),
+    "person-fantasy": ("person", "fantasy"),
+    "person-role": ("person", "worker"),
+    "person-sport": ("person", "sport"),
+    "place-building": ("building",),
+    "plant-flower": ("plant", "flower"),
+    "plant-other": ("plant",),
+    "sky & weather": ("sky", "weather"),
+    "sport": ("sport",),
+    "tool": ("tool",),
+    "transport-air": ("vehicle", "aircraft"),
+    "transport-ground": ("vehicle",),
+    "transport-water": ("vehicle", "boat"),
+    "zodiac": ("zodiac",),
+}
 _RESPELLED = str.maketrans({":": None, "\u201c": None, "\u201d": None, "\u2019": "'"})
 
 
 @dataclass(frozen=True)
 class PackConfig:
-    """Where Debian's packages put the font and the annotations."""
+    """Where Debian's packages put the font, the annotations and the labels."""
 
     font: str = "/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf"
     annotations: tuple[str, ...] = (
         "/usr/share/unicode/cldr/common/annotations/en.xml",
         "/usr/share/unicode/cldr/common/annotationsDerived/en.xml",
     )
+    labels: str = "/usr/share/unicode/cldr/common/properties/labels.txt"
 
 
 @dataclass(frozen=True)
@@ -88,6 +127,7 @@ def run(context: Context) -> None:
     annotations: dict[str, dict[str, Any]] = {}
     for path in config.annotations:
         _read_annotations(Path(path), annotations)
+    _read_labels(Path(config.labels), annotations)
     bitmaps = _read_font(Path(config.font), annotations)
     chosen = [characters for characters in annotations if characters in bitmaps and _usable(annotations[characters])]
     emoji = EmojiSet(
@@ -126,6 +166,12 @@ def read_emoji(path: Path) -> EmojiSet:
     return EmojiSet(tuple(text["names"]), tuple(map(tuple, text["keywords"])), pngs)
 
 
+def read_training_emoji(folder: Path, concepts: Sequence[str] = ()) -> EmojiSet:
+    """The pack in the folder of a run, or of it the emoji with these names; errors as `read_emoji` and `subset`."""
+    emoji = read_emoji(folder / FILE_NAME)
+    return emoji.subset(concepts) if concepts else emoji
+
+
 def _usable(annotation: Mapping[str, Any]) -> bool:
     """Emoji that differ from others only by skin tone, flags and key caps are left out."""
     name = annotation.get("name", "flag")
@@ -133,7 +179,8 @@ def _usable(annotation: Mapping[str, Any]) -> bool:
 
 
 def _keywords(annotation: Mapping[str, Any]) -> list[str]:
-    return [word.lower() for word in annotation.get("keywords", []) if word.isascii()]
+    words = [*annotation.get("keywords", []), *annotation.get("labels", [])]
+    return list(dict.fromkeys(word.lower() for word in words if word.isascii()))
 
 
 def _read_annotations(path: Path, annotations: dict[str, dict[str, Any]]) -> None:
@@ -148,6 +195,27 @@ def _read_annotations(path: Path, annotations: dict[str, dict[str, Any]]) -> Non
             entry["name"] = element.text
         else:
             entry["keywords"] = [word.strip() for word in (element.text or "").split("|")]
+
+
+def _read_labels(path: Path, annotations: dict[str, dict[str, Any]]) -> None:
+    """Adds `labels` by characters. Lines are like `[abx-z{sequence}] ; Animals & Nature ; animal-bird`."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise FileError(f"cannot read {path}: {error}; install unicode-cldr-core or name its files") from error
+    for line in lines:
+        characters, *labels = (part.strip() for part in line.split("#")[0].split(";"))
+        for member in _members(characters) if labels else ():
+            annotations.setdefault(member, {}).setdefault("labels", []).extend(_LABELS.get(labels[-1], ()))
+
+
+def _members(unicode_set: str) -> Iterator[str]:
+    """The characters and sequences of a set such as `[abx-z{sequence}]`."""
+    for sequence, first, last in re.findall(r"\{(.+?)\}|(.)(?:-(.))?", unicode_set[1:-1].replace(_VARIATION, "")):
+        if sequence:
+            yield sequence
+        else:
+            yield from map(chr, range(ord(first), ord(last or first) + 1))
 
 
 def _read_font(path: Path, wanted: Mapping[str, Any]) -> dict[str, bytes]:
