@@ -38,7 +38,7 @@ class TokenizerTraining:
     """`vocab_size` entries in all; captions have at most `length` ids, start and end included."""
 
     vocab_size: int = 2048
-    length: int = 32
+    length: int = 24
     concepts: tuple[str, ...] = ()
     images: str | None = None  # a folder of captioned pictures instead of emoji
 
