@@ -18,9 +18,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from weights_tools.training import figures, layouts
-from weights_tools.training.emoji import FILE_NAME, EmojiSet, read_emoji
+from weights_tools.training import figures
+from weights_tools.training.emoji import read_training_emoji
+from weights_tools.training.imagefolder import read_pictures
 from weights_tools.training.light import Part, write_pipeline
+from weights_tools.training.sources import Emoji, Pictures, Source, batch
 from weights_tools.training.stage import Context, LoopConfig, State, train
 from weights_tools.vae import VaeConfig
 
@@ -29,9 +31,6 @@ if TYPE_CHECKING:
 
     from weights_tools.modules.vae import AutoencoderKL
 
-# Chances of the kinds of scenes; counts and sizes need little, their parts are in the others.
-_CHANCES = {"single": 0.45, "colour": 0.25, "beside": 0.12, "above": 0.06, "larger": 0.04, "large": 0.03, "small": 0.05}
-_COLOURED = 0.3  # of scenes that are not already one emoji on a colour
 _GRADIENT_PIXELS = (1, 2, 4)
 _POOLED_PIXELS = (2, 4, 8)
 _ANCHOR_SCALE = 1.4  # brings pooled colours to about unit variance
@@ -58,6 +57,7 @@ class VaeTraining(LoopConfig):
     anchor: float = 1.0  # weight of the colour anchor at the start
     anchor_share: float = 0.3  # of the samples, after which it has gone
     concepts: tuple[str, ...] = ()  # names of the emoji to learn; none: all
+    images: str | None = None  # a folder of pictures in the run's folder, instead of emoji
 
     def network(self) -> VaeConfig:
         """The autoencoder as its config.json describes it."""
@@ -75,8 +75,7 @@ def run(context: Context) -> None:
     from weights_tools.training.widen import widen
 
     config = context.config(VaeTraining)
-    emoji = read_emoji(context.folder / FILE_NAME)
-    emoji = emoji.subset(config.concepts) if config.concepts else emoji
+    source = _source(context, config)
     torch.manual_seed(config.seed)
     if config.init and not context.goes_on:
         model = widen(load_autoencoder(context.folder / config.init), config.block_out_channels)
@@ -85,14 +84,13 @@ def run(context: Context) -> None:
     model = model.to(context.device, memory_format=torch.channels_last).train()
     state = State({"vae": model}, muon_and_adamw(model, config))
     state.add_averages("vae")
-    shown = range(0, len(emoji), max(1, len(emoji) // 64))
-    true = np.stack([layouts.draw(emoji, layouts.single(index), config.picture) for index in shown])
+    true = source.shown()
 
     def update(step: int, random: np.random.Generator) -> Mapping[str, float]:
         done = step / config.steps
         whole = done >= 1 - config.whole
         count = config.batch_size * config.crop**2 // config.picture**2 if whole else config.batch_size
-        pictures, foreground = batch(emoji, random, max(1, count), config.picture, None if whole else config.crop)
+        pictures, foreground = batch(source, random, max(1, count), config.picture, None if whole else config.crop)
         sample, weight = to_tensor(pictures, context.device), torch.from_numpy(foreground).to(context.device)
         with torch.autocast(context.device.split(":")[0], torch.bfloat16, enabled=context.device.startswith("cuda")):
             latents = model.encode(sample)
@@ -113,36 +111,10 @@ def run(context: Context) -> None:
     train(context, config, state, update, measure, lambda: _write(context, state.averages["vae"]))
 
 
-def batch(
-    emoji: EmojiSet, random: np.random.Generator, count: int, size: int, crop: int | None
-) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """Random true pictures: (count, size, size, 3), or crops of them around content, aligned to latent cells.
-
-    Also where they differ from their background: (count, 1, size, size), 0 or 1.
-    """
-    side = crop or size
-    pictures = np.empty((count, side, side, 3), np.uint8)
-    foreground = np.empty((count, 1, side, side), np.float32)
-    for index in range(count):
-        scene = random_scene(emoji, random)
-        picture = layouts.draw(emoji, scene, size)
-        content = (picture != np.array(scene.background, np.uint8)).any(-1)
-        top, left = _crop_corner(content, random, side)
-        here = (slice(top, top + side), slice(left, left + side))
-        pictures[index], foreground[index, 0] = picture[here], content[here]
-    return pictures, foreground
-
-
-def random_scene(emoji: EmojiSet, random: np.random.Generator) -> layouts.Scene:
-    """A scene that is not held out."""
-    while True:
-        layout = str(random.choice(list(_CHANCES), p=list(_CHANCES.values())))
-        places = len(layouts.PLACES[layout])
-        coloured = layout == "colour" or (layout != "single" and random.random() < _COLOURED)
-        colour = str(random.choice(list(layouts.COLOURS))) if coloured else None
-        scene = layouts.Scene(layout, tuple(random.integers(len(emoji), size=places).tolist()), colour)
-        if not layouts.is_held_out(emoji, scene):
-            return scene
+def _source(context: Context, config: VaeTraining) -> Source:
+    if config.images:
+        return Pictures(np.stack(list(read_pictures(context.folder / config.images, config.picture))))
+    return Emoji(read_training_emoji(context.folder, config.concepts), config.picture)
 
 
 def to_tensor(pictures: NDArray[np.uint8], device: str) -> Tensor:
@@ -165,17 +137,6 @@ def reconstruct(model: AutoencoderKL, pictures: NDArray[np.uint8], device: str) 
     with torch.no_grad():
         parts = [pictures[start : start + 16] for start in range(0, len(pictures), 16)]
         return np.concatenate([to_pictures(model.decode(model.encode(to_tensor(part, device)))) for part in parts])
-
-
-def _crop_corner(content: NDArray[np.bool_], random: np.random.Generator, side: int) -> tuple[int, int]:
-    """Where a crop begins whose middle is near a random pixel of content."""
-    size = len(content)
-    places = np.flatnonzero(content)
-    if side == size or not len(places):
-        return 0, 0
-    row, column = divmod(int(random.choice(places)), size)
-    corner = [_CELL * round((middle - side / 2) / _CELL) for middle in (row, column)]
-    return min(max(corner[0], 0), size - side), min(max(corner[1], 0), size - side)
 
 
 def _losses(
