@@ -6,13 +6,12 @@ its picture.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from weights_tools.training import heldout
 from weights_tools.training.emoji import EmojiSet
 
 SIZE = 128
@@ -30,7 +29,6 @@ COLOURS = {
     "black": (20, 20, 20),
 }
 WHITE = (255, 255, 255)
-_HELD_OUT_BYTES = 13  # of 256: 5 % of all compositions
 
 Place = tuple[float, float, float]  # centre x, centre y, width
 _LEFT, _RIGHT = (33, 64, 62), (95, 64, 62)
@@ -98,20 +96,9 @@ def paste(picture: NDArray[np.uint8], sprite: NDArray[np.uint8], left: int, top:
     picture[rows, columns] = ((blend >> 8) + blend) >> 8  # Pillow's division by 255
 
 
-def held_out(key: str) -> bool:
-    """Whether a composition, as `composition_key` writes it, is never trained on: decided by its SHA-256."""
-    return hashlib.sha256(key.encode()).digest()[0] < _HELD_OUT_BYTES
-
-
-def composition_key(names: Iterable[str], colour: str | None = None) -> str:
-    """`name|colour` of one emoji, two names sorted and joined by `&` of a pair (whatever its colour)."""
-    ordered = sorted(names)
-    return "&".join(ordered) if len(ordered) > 1 else f"{ordered[0]}|{colour}"
-
-
 def is_held_out(emoji: EmojiSet, scene: Scene) -> bool:
     """Whether the rule keeps a scene from training; one emoji on white never is."""
     names = {emoji.names[index] for index in scene.emoji}
     if len(names) > 1:
-        return held_out(composition_key(names))
-    return scene.colour is not None and held_out(composition_key(names, scene.colour))
+        return heldout.is_held_out(heldout.key(names))
+    return scene.colour is not None and heldout.is_held_out(heldout.key(names, scene.colour))
