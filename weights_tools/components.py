@@ -64,9 +64,7 @@ def load_networks(checkpoint: Checkpoint, with_encoder: bool = False) -> Network
     Raises:
         ConversionError: a network of another kind, a contradiction, or a missing, surplus or misshapen tensor.
     """
-    text_encoder = checkpoint.config(
-        "text_encoder", TextEncoderConfig, {"model_type": "clip_text_model"}, _TEXT_IGNORED
-    )
+    text_encoder = text_encoder_config(checkpoint)
     unet = unet_config(checkpoint)
     vae = vae_config(checkpoint)
     if unet.in_channels != vae.latent_channels or unet.out_channels != vae.latent_channels:
@@ -92,6 +90,11 @@ def load_networks(checkpoint: Checkpoint, with_encoder: bool = False) -> Network
         check_graph(graph, name)
         components[name] = Network(graph, CheckpointWeights(graph, files, prefixes))
     return Networks(text_encoder, unet, vae, components)
+
+
+def text_encoder_config(checkpoint: Checkpoint) -> TextEncoderConfig:
+    """The configuration of a checkpoint's text encoder; errors as `load_networks`."""
+    return checkpoint.config("text_encoder", TextEncoderConfig, {"model_type": "clip_text_model"}, _TEXT_IGNORED)
 
 
 def unet_config(checkpoint: Checkpoint) -> UNetConfig:
