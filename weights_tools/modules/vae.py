@@ -173,6 +173,11 @@ class AutoencoderKL(nn.Module):
         if config.use_post_quant_conv:
             self.post_quant_conv = nn.Conv2d(channels, channels, 1)
 
+    def freeze_encoder(self) -> None:
+        """Leaves only what decodes to be trained."""
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(name.startswith(("decoder.", "post_quant_conv.")))
+
     def encode(self, sample: Tensor) -> Tensor:
         """The mean of the latents: (n, in_channels, h, w) -> (n, latent_channels, h / scale_factor, ...)."""
         x = self.encoder(sample)

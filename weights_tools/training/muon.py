@@ -60,10 +60,13 @@ def orthogonal(matrix: Tensor) -> Tensor:
 
 
 def muon_and_adamw(module: torch.nn.Module, config: LoopConfig) -> dict[str, Any]:
-    """Optimizers by name: Muon for convolutions and linear layers between hidden channels, AdamW for the rest."""
+    """Optimizers by name: Muon for convolutions and linear layers between hidden channels, AdamW for the rest.
+
+    What is frozen is left out.
+    """
     hidden: list[Tensor] = []
     rest: list[Tensor] = []
-    for parameter in module.parameters():
+    for parameter in filter(lambda parameter: parameter.requires_grad, module.parameters()):
         is_hidden = parameter.dim() > 1 and min(parameter.shape[:2]) >= _MIN_ROWS
         (hidden if is_hidden else rest).append(parameter)
     return {"muon": Muon(hidden, config.learning_rate), "adamw": adamw(rest, config)}

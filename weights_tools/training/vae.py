@@ -49,6 +49,7 @@ class VaeTraining(LoopConfig):
     latent_channels: int = 8
     norm_num_groups: int = 4
     init: str | None = None  # a pipeline directory in the run's folder to start from; a narrower network is widened
+    freeze_encoder: bool = False  # with `init`: latents stay as they are, and only the decoder learns
     gradient_weight: float = 0.6
     pooled_weight: float = 1.0
     square_weight: float = 0.0
@@ -82,6 +83,8 @@ def run(context: Context) -> None:
     else:
         model = AutoencoderKL(config.network())
     model = model.to(context.device, memory_format=torch.channels_last).train()
+    if config.freeze_encoder:
+        model.freeze_encoder()
     state = State({"vae": model}, muon_and_adamw(model, config))
     state.add_averages("vae")
     true = source.shown()

@@ -48,7 +48,7 @@ def widen(narrow: AutoencoderKL, block_out_channels: tuple[int, ...], noise: flo
                 source = sources[value.shape[1], target.shape[1]]
                 shape = (1, -1, *[1] * (value.dim() - 2))
                 value = value[:, source] / torch.bincount(source)[source].view(shape)
-            if value.dim() > 1:
+            if value.dim() > 1 and value.shape != weights[name].shape:
                 value = value * (1 + noise * torch.randn_like(value))
             target.copy_(value)
     return wide
