@@ -19,6 +19,7 @@ from weights_tools.components import vae_config
 from weights_tools.vae import VaeConfig
 
 _EPS = 1e-6
+_DECODER = ("decoder.", "post_quant_conv.")
 
 
 class ResnetBlock(nn.Module):
@@ -200,4 +201,18 @@ def load_autoencoder(path: str | os.PathLike[str]) -> AutoencoderKL:
         model = AutoencoderKL(vae_config(checkpoint))
     files = checkpoint.weights("vae")
     model.load_state_dict({name: torch.from_numpy(files.read(name)) for name in files}, assign=True)
+    return model.eval()
+
+
+def load_decoder(path: str | os.PathLike[str]) -> AutoencoderKL:
+    """As `load_autoencoder`, but without the encoder, which a pipeline directory need not have: it only decodes."""
+    checkpoint = Checkpoint(path)
+    with torch.device("meta"):
+        model = AutoencoderKL(vae_config(checkpoint))
+    del model.encoder
+    if model.config.use_quant_conv:
+        del model.quant_conv
+    files = checkpoint.weights("vae")
+    weights = {name: torch.from_numpy(files.read(name)) for name in files if name.startswith(_DECODER)}
+    model.load_state_dict(weights, assign=True)
     return model.eval()

@@ -21,7 +21,7 @@ STAGES = {
     "guidance": "guidance",
     "progressive": "progressive",
     "ufogen": "ufogen",
-    "relu": "relu",
+    "relu": "base",
     "evaluate": "evaluate",
 }
 
