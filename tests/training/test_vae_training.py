@@ -131,6 +131,13 @@ def test_frozen_encoder(folder: Path) -> None:
         assert np.array_equal(value, after[name]) == is_kept, name
 
 
+def test_start_from_another_structure(folder: Path) -> None:
+    train(folder)
+    (folder / "vae").rename(folder / "start")
+    with pytest.raises(InvalidArgumentError, match="the settings are for"):
+        train(folder, init="start/light", norm_num_groups=2)
+
+
 def test_widened_by_whole_numbers_it_draws_the_same() -> None:
     from weights_tools.modules.vae import AutoencoderKL
     from weights_tools.training.widen import widen

@@ -12,12 +12,13 @@ to the pooled colours at first: without that, colours are learnt last.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mdrt.errors import InvalidArgumentError
 from weights_tools.training import figures
 from weights_tools.training.emoji import read_training_emoji
 from weights_tools.training.imagefolder import read_pictures
@@ -80,6 +81,8 @@ def run(context: Context) -> None:
     torch.manual_seed(config.seed)
     if config.init and not context.goes_on:
         model = widen(load_autoencoder(context.folder / config.init), config.block_out_channels)
+        if replace(model.config, scaling_factor=1.0) != config.network():
+            raise InvalidArgumentError(f"{config.init} is {model.config}, but the settings are for {config.network()}")
     else:
         model = AutoencoderKL(config.network())
     model = model.to(context.device, memory_format=torch.channels_last).train()
