@@ -90,10 +90,10 @@ def paste(picture: NDArray[np.uint8], sprite: NDArray[np.uint8], left: int, top:
     """Lays an RGBA sprite over a picture, in place; what falls outside is cut off."""
     rows = slice(max(0, top), min(picture.shape[0], top + sprite.shape[0]))
     columns = slice(max(0, left), min(picture.shape[1], left + sprite.shape[1]))
-    part = sprite[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left].astype(np.uint32)
+    part = sprite[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left].astype(np.uint16)
     alpha = part[..., 3:]
-    blend = part[..., :3] * alpha + picture[rows, columns] * (255 - alpha) + 128
-    picture[rows, columns] = ((blend >> 8) + blend) >> 8  # Pillow's division by 255
+    blend = part[..., :3] * alpha + picture[rows, columns] * (255 - alpha) + np.uint16(128)
+    picture[rows, columns] = ((blend >> 8) + blend) >> 8  # Pillow's division by 255; all of it fits into 16 bits
 
 
 def is_held_out(emoji: EmojiSet, scene: Scene) -> bool:

@@ -38,7 +38,8 @@ class Emoji:
     def draw(self, random: np.random.Generator) -> Picture:
         scene = self._scene(random)
         picture = layouts.draw(self._emoji, scene, self._size)
-        return picture, (picture != np.array(scene.background, np.uint8)).any(-1)
+        red, green, blue = (picture[..., channel] != level for channel, level in enumerate(scene.background))
+        return picture, red | green | blue
 
     def shown(self) -> NDArray[np.uint8]:
         indices = range(0, len(self._emoji), max(1, len(self._emoji) // _SHOWN))
