@@ -20,7 +20,8 @@ def pytest_report_header() -> str:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if HAS_TORCH:
         return
-    skip = pytest.mark.skip(reason="PyTorch is not installed: pip install '.[test,oracle]'")
-    for item in items:
-        if item.get_closest_marker("oracle"):
-            item.add_marker(skip)
+    for extra in ("oracle", "train"):
+        skip = pytest.mark.skip(reason=f"PyTorch is not installed: pip install '.[test,{extra}]'")
+        for item in items:
+            if item.get_closest_marker(extra):
+                item.add_marker(skip)

@@ -64,11 +64,9 @@ def load_networks(checkpoint: Checkpoint, with_encoder: bool = False) -> Network
     Raises:
         ConversionError: a network of another kind, a contradiction, or a missing, surplus or misshapen tensor.
     """
-    text_encoder = checkpoint.config(
-        "text_encoder", TextEncoderConfig, {"model_type": "clip_text_model"}, _TEXT_IGNORED
-    )
+    text_encoder = text_encoder_config(checkpoint)
     unet = unet_config(checkpoint)
-    vae = _vae_config(checkpoint)
+    vae = vae_config(checkpoint)
     if unet.in_channels != vae.latent_channels or unet.out_channels != vae.latent_channels:
         raise ConversionError(
             f"the unet takes {unet.in_channels} and gives {unet.out_channels} channels, "
@@ -94,6 +92,11 @@ def load_networks(checkpoint: Checkpoint, with_encoder: bool = False) -> Network
     return Networks(text_encoder, unet, vae, components)
 
 
+def text_encoder_config(checkpoint: Checkpoint) -> TextEncoderConfig:
+    """The configuration of a checkpoint's text encoder; errors as `load_networks`."""
+    return checkpoint.config("text_encoder", TextEncoderConfig, {"model_type": "clip_text_model"}, _TEXT_IGNORED)
+
+
 def unet_config(checkpoint: Checkpoint) -> UNetConfig:
     """The configuration of a checkpoint's UNet; errors as `load_networks`."""
     return checkpoint.config("unet", UNetConfig, {"_class_name": "MobileDiffusionUNet2DConditionModel"}, ())
@@ -107,7 +110,8 @@ def check_graph(graph: Graph, name: str) -> None:
         raise ConversionError(f"the configuration of the {name} contradicts itself: {error}") from error
 
 
-def _vae_config(checkpoint: Checkpoint) -> VaeConfig:
+def vae_config(checkpoint: Checkpoint) -> VaeConfig:
+    """The configuration of a checkpoint's autoencoder; errors as `load_networks`."""
     where = "vae/config.json"
     document = checkpoint.json(where)
     ignored = (*_VAE_IGNORED, *_VAE_FIXED, *_VAE_BLOCKS)

@@ -54,7 +54,7 @@ _VAE = {
     "scaling_factor": 0.18215,
     "shift_factor": None,
 }
-_SCHEDULER = {
+SCHEDULER = {
     "beta_schedule": "scaled_linear",
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -133,7 +133,7 @@ def _configs(preset: str, settings: Mapping[str, Any], tokenizer: Path | None) -
         "unet": {"_class_name": "MobileDiffusionUNet2DConditionModel", **unet},
         "vae": {"_class_name": "AutoencoderKL", "act_fn": "silu", **_VAE},
         "text_encoder": {"model_type": "clip_text_model", "architectures": ["CLIPTextModel"], **_TEXT_ENCODER},
-        "scheduler": {"_class_name": "DDIMScheduler", **_SCHEDULER},
+        "scheduler": {"_class_name": "DDIMScheduler", **SCHEDULER},
     }
     if tokenizer is not None:
         vocabulary = read_vocabulary(tokenizer, 1 << 20)

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from weights_tools.checkpoint import Checkpoint
 from weights_tools.components import unet_config
+from weights_tools.modules.attention import join_heads, relu_attention, softmax_attention, split_heads
 from weights_tools.unet import UNetConfig
 
 
@@ -76,19 +77,11 @@ class Attention(nn.Module):
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        query = self._heads(self.to_q(x))
-        key = self._heads(self.to_kv(context) if self.share_kv else self.to_k(context))
-        value = key if self.share_kv else self._heads(self.to_v(context))
-        if self.attention_fn == "relu":
-            scores = query @ key.mT / math.sqrt(query.shape[-1])
-            y = functional.relu(scores) / key.shape[-2] @ value
-        else:
-            y = functional.scaled_dot_product_attention(query, key, value)
-        return self.to_out[0](y.transpose(1, 2).flatten(2))
-
-    def _heads(self, x: Tensor) -> Tensor:
-        """(batch, tokens, channels) -> (batch, heads, tokens, head_dim)."""
-        return x.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+        query = split_heads(self.to_q(x), self.num_heads)
+        key = split_heads(self.to_kv(context) if self.share_kv else self.to_k(context), self.num_heads)
+        value = key if self.share_kv else split_heads(self.to_v(context), self.num_heads)
+        attention = relu_attention if self.attention_fn == "relu" else softmax_attention
+        return self.to_out[0](join_heads(attention(query, key, value)))
 
 
 class GatedUnit(nn.Module):

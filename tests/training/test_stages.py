@@ -1,0 +1,174 @@
+"""The stages on latents, one after another on a small pool: each resumes exactly and leaves a usable pipeline."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install '.[test,train]'")
+
+from weights_tools.checkpoint import Checkpoint  # noqa: E402
+from weights_tools.components import load_networks  # noqa: E402
+from weights_tools.modules import AutoencoderKL, load_decoder, load_text_encoder, load_unet  # noqa: E402
+from weights_tools.training import base, guidance, networks, progressive, ufogen  # noqa: E402
+from weights_tools.training.drawing import TorchDrawer  # noqa: E402
+from weights_tools.training.light import Part, write_pipeline  # noqa: E402
+from weights_tools.training.pool import FILE_NAME, KINDS, Pool  # noqa: E402
+from weights_tools.training.stage import Context  # noqa: E402
+from weights_tools.training.tokenizer import Tokenizer  # noqa: E402
+from weights_tools.training.vae import vae_json  # noqa: E402
+from weights_tools.vae import VaeConfig  # noqa: E402
+
+pytestmark = pytest.mark.train
+MICRO = Path(__file__).parent.parent / "data" / "micro-a" / "tokenizer"
+VAE = VaeConfig(
+    block_out_channels=(4, 4), latent_channels=3, norm_num_groups=2, mid_block_add_attention=False, scaling_factor=0.8
+)
+LOOP: dict[str, Any] = {"samples": 48, "batch_size": 8, "learning_rate": 1e-3, "report_samples": 16}
+NETWORK: dict[str, Any] = {
+    "block_out_channels": [8, 8],
+    "downsample": [True],
+    "layers_per_block": [1, 1],
+    "transformer_layers_per_block": [0, 1],
+    "self_attention": [False, True],
+    "separable_conv": [False, True],
+    "mid_transformer_layers": 1,
+    "attention_head_dim": 4,
+    "norm_num_groups": 4,
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
+# Stage -> module, settings, in the order of use.
+STAGES: dict[str, tuple[Any, dict[str, Any]]] = {
+    "base": (base, LOOP | NETWORK),
+    "relu": (base, LOOP | NETWORK | {"init": "base/light", "attention_fn": "relu"}),
+    "guidance": (guidance, LOOP),
+    "progressive": (progressive, LOOP | {"rounds": [4, 2, 1]}),
+    "ufogen": (ufogen, LOOP),
+}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that has gone through all stages without a break."""
+    folder = tmp_path_factory.mktemp("run")
+    shutil.copytree(MICRO, folder / "tokenizer")
+    torch.manual_seed(0)
+    vae = Part(vae_json(VAE, 8, VAE.scaling_factor), AutoencoderKL(VAE).state_dict())
+    write_pipeline(folder / "latents" / "light", {"vae": vae})
+    random = np.random.default_rng(0)
+    tokenizer = Tokenizer(folder / "tokenizer")
+    ids = tokenizer.encode([f"emoji {index}" for index in range(30)]).astype(np.uint16)
+    kind = np.array([KINDS.index(("single", "colour", "keyword")[index % 3]) for index in range(30)], np.uint8)
+    latents = random.standard_normal((10, 3, 4, 4)).astype(np.float16)
+    picture, weight = np.arange(30, dtype=np.int32) % 10, np.ones(30, np.float32)
+    Pool(latents, picture, kind, ids, weight).save(folder / "latents" / FILE_NAME)
+    for stage in STAGES:
+        run(folder, stage)
+    return folder
+
+
+def run(folder: Path, stage: str, **limits: Any) -> None:
+    module, settings = STAGES[stage]
+    module.run(Context(stage, settings, folder, say=lambda _: None, **limits))
+
+
+def equal(left: Any, right: Any) -> bool:
+    if isinstance(left, dict):
+        return left.keys() == right.keys() and all(equal(left[key], right[key]) for key in left)
+    if isinstance(left, (list, tuple)):
+        return len(left) == len(right) and all(map(equal, left, right))
+    return torch.equal(left, right) if isinstance(left, torch.Tensor) else left == right
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stopped_and_resumed_equals_unbroken(trained: Path, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped after each update; in between the round of `progressive` changes and the discriminator pauses."""
+    unbroken = torch.load(trained / stage / "full.pt")
+    shutil.move(trained / stage, trained / "unbroken")
+    try:
+        for _ in range(6):
+            clock = iter([0.0, 0.0, 1.0, *[100.0] * 9])
+            monkeypatch.setattr("weights_tools.training.stage.time.monotonic", lambda clock=clock: next(clock))
+            run(trained, stage, minutes=1.0, resume=True)
+        resumed = torch.load(trained / stage / "full.pt")
+    finally:
+        shutil.rmtree(trained / stage)
+        shutil.move(trained / "unbroken", trained / stage)
+    assert resumed["step"] == unbroken["step"] == 6
+    for part in ("modules", "averages", "optimizers"):
+        assert equal(unbroken[part], resumed[part]), part
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_light_checkpoint_is_a_pipeline_of_the_averages(trained: Path, stage: str) -> None:
+    light = trained / stage / "light"
+    found = load_networks(Checkpoint(light))
+    assert found.unet.attention_fn == ("relu" if stage == "relu" else "softmax")
+    full = torch.load(trained / stage / "full.pt")["averages"]
+    average = {key.removeprefix("unet."): value for values in full.values() for key, value in values.items()}
+    for name, value in load_unet(light).state_dict().items():
+        assert torch.equal(value, average[name].half().float()), name
+    before, after = load_text_encoder(trained / "base" / "light"), load_text_encoder(light)
+    is_same = all(map(torch.equal, before.parameters(), after.parameters()))
+    assert is_same == (stage != "relu")
+    assert not hasattr(load_decoder(light), "encoder")
+
+
+def test_stages_change_what_they_start_from(trained: Path) -> None:
+    chain = ("base", "guidance", "progressive", "ufogen")
+    weights = [load_unet(trained / stage / "light").conv_in.weight for stage in chain]
+    assert all(not torch.equal(left, right) for left, right in itertools.pairwise(weights))
+
+
+def test_drawing_repeats_and_follows_prompt_and_noise(trained: Path) -> None:
+    drawer = TorchDrawer(trained / "base" / "light")
+    noise = np.random.default_rng(0).standard_normal((3, *drawer.shape), np.float32)
+    prompts = ["emoji 1", "emoji 2", "emoji 1"]
+    for steps, guidance_scale in ((1, 1.0), (4, 2.0)):
+        pictures = drawer.draw(prompts, noise, steps, guidance_scale)
+        assert pictures.shape == (3, 8, 8, 3) and pictures.dtype == np.uint8
+        assert np.array_equal(pictures, drawer.draw(prompts, noise, steps, guidance_scale))
+        assert not np.array_equal(pictures[0], pictures[2])
+    assert np.array_equal(drawer.draw(prompts[:1], noise[:1], 4, 2.0)[0], pictures[0])
+
+
+def test_start_takes_what_fits(trained: Path) -> None:
+    light = trained / "base" / "light"
+    config = Context("base", LOOP | NETWORK, trained).config(base.BaseTraining)
+    tokenizer = Tokenizer(trained / "tokenizer")
+    torch.manual_seed(5)
+    model = config.networks(tokenizer, (1, 3, 4, 4))
+    fresh = model.unet.conv_out.weight.clone()
+    networks.start_from(model, light, trained / "tokenizer", ("conv_out",))
+    assert torch.equal(model.unet.conv_out.weight, fresh)
+    assert torch.equal(model.unet.conv_in.weight, load_unet(light).conv_in.weight)
+    assert torch.equal(
+        model.text_encoder.embeddings.token_embedding.weight,
+        load_text_encoder(light).embeddings.token_embedding.weight,
+    )
+    wider = config.networks(tokenizer, (1, 5, 4, 4))
+    count = networks.start_from(wider, light, trained / "tokenizer")
+    # All but the layers from and to the latents: conv_in's weight, conv_out's weight and bias.
+    assert count == len(list(wider.parameters())) - 3
+
+
+def test_words_keep_their_embeddings_in_another_vocabulary(trained: Path, tmp_path: Path) -> None:
+    shutil.copytree(trained / "tokenizer", tmp_path / "tokenizer")
+    ids = json.loads((tmp_path / "tokenizer" / "vocab.json").read_text())
+    moved = {token: (number + 7) % len(ids) for token, number in ids.items()}
+    (tmp_path / "tokenizer" / "vocab.json").write_text(json.dumps(moved))
+    config = Context("base", LOOP | NETWORK, trained).config(base.BaseTraining)
+    model = config.networks(Tokenizer(tmp_path / "tokenizer"), (1, 3, 4, 4))
+    networks.start_from(model, trained / "base" / "light", tmp_path / "tokenizer")
+    table = model.text_encoder.embeddings.token_embedding.weight
+    old = load_text_encoder(trained / "base" / "light").embeddings.token_embedding.weight
+    assert torch.equal(table, old.roll(7, 0))

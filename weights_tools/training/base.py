@@ -1,0 +1,152 @@
+"""The stages `base` and `relu`: text encoder and UNet learn together to predict v.
+
+Large timesteps are drawn more often: t = 1000 u^0.75. Some captions are left out, so that guidance can be used. `relu`
+is the same finetuning of a finished model with another `attention_fn`.
+"""
+
+# PyTorch gives the results of modules as Any.
+# mypy: disable-error-code="no-any-return, no-untyped-call"
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weights_tools.modules import CLIPTextModel, MobileDiffusionUNet2DConditionModel
+from weights_tools.text_encoder import TextEncoderConfig
+from weights_tools.training.diffusion import NUM_TRAIN_TIMESTEPS, Diffusion
+from weights_tools.training.networks import (
+    TOKENIZER,
+    TextToLatents,
+    autocast,
+    empty_ids,
+    start_from,
+    write_light,
+)
+from weights_tools.training.pool import FILE_NAME, KINDS, Pool, read_pool
+from weights_tools.training.stage import Context, LoopConfig, State, adamw, train
+from weights_tools.training.tokenizer import Tokenizer
+from weights_tools.unet import UNetConfig
+
+_TIMESTEP_POWER = 0.75
+
+
+@dataclass(frozen=True)
+class DiffusionTraining(LoopConfig):
+    """What all stages on latents have: `chances` says how often each of `kinds` of the pool is drawn."""
+
+    kinds: tuple[str, ...] = KINDS
+    chances: tuple[float, ...] = (4.0, 2.5, 1.5, 0.7, 0.8, 0.5, 4.0)
+    bf16: bool = True  # where the hardware has it
+
+
+@dataclass(frozen=True)
+class BaseTraining(DiffusionTraining):
+    """The networks' keys are those of unet/config.json and text_encoder/config.json."""
+
+    caption_dropout: float = 0.1
+    init: str | None = None  # a pipeline directory, from the run's folder, of which all weights that fit are taken
+    fresh: tuple[str, ...] = ()  # beginnings of names in the UNet that start at random all the same
+    block_out_channels: tuple[int, ...] = (64, 128, 192, 192)
+    downsample: tuple[bool, ...] = (True, True, False)
+    layers_per_block: tuple[int, ...] = (2, 1, 1, 1)
+    transformer_layers_per_block: tuple[int, ...] = (0, 1, 2, 2)
+    self_attention: tuple[bool, ...] = (False, False, False, True)
+    mid_transformer_layers: int = 2
+    separable_conv: tuple[bool, ...] = (False, False, True, True)
+    attention_head_dim: int = 32
+    norm_num_groups: int = 16
+    attention_fn: str = "softmax"
+    hidden_size: int = 192
+    intermediate_size: int = 576
+    num_hidden_layers: int = 4
+    num_attention_heads: int = 6
+
+    def networks(self, tokenizer: Tokenizer, latents: tuple[int, ...]) -> TextToLatents:
+        """Random networks for a vocabulary and for latents of a shape (n, channels, height, width)."""
+
+        def shared(cls: type) -> dict[str, object]:
+            return {entry.name: getattr(self, entry.name) for entry in fields(cls) if hasattr(self, entry.name)}
+
+        text = TextEncoderConfig(
+            **shared(TextEncoderConfig),  # type: ignore[arg-type]
+            vocab_size=tokenizer.vocab_size,
+            max_position_embeddings=tokenizer.length,
+        )
+        unet = UNetConfig(
+            **shared(UNetConfig),  # type: ignore[arg-type]
+            in_channels=latents[1],
+            out_channels=latents[1],
+            sample_size=latents[2],
+            cross_attention_dim=self.hidden_size,
+        )
+        return TextToLatents(CLIPTextModel(text), MobileDiffusionUNet2DConditionModel(unet))
+
+
+class Batches:
+    """Random rows of a run's pool, as tensors on a device."""
+
+    def __init__(self, context: Context, config: DiffusionTraining) -> None:
+        self.pool: Pool = read_pool(context.folder / "latents" / FILE_NAME)
+        self._chances = dict(zip(config.kinds, config.chances, strict=False))
+        self._device = context.device
+
+    def draw(
+        self, random: np.random.Generator, count: int, chances: Mapping[str, float] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Clean latents (count, channels, height, width) float32 and ids (count, length) int64."""
+        latents, ids = self.pool.sample(random, count, chances or self._chances)
+        return torch.from_numpy(latents).to(self._device), torch.from_numpy(ids).to(self._device)
+
+
+def random_timesteps(random: np.random.Generator, count: int, device: str) -> Tensor:
+    """(count) int64 from 0 to 999, most of them large."""
+    timesteps = (NUM_TRAIN_TIMESTEPS * random.random(count) ** _TIMESTEP_POWER).astype(np.int64)
+    return torch.from_numpy(np.minimum(timesteps, NUM_TRAIN_TIMESTEPS - 1)).to(device)
+
+
+def dropped(random: np.random.Generator, ids: Tensor, empty: Tensor, share: float) -> Tensor:
+    """The ids (n, length) with the empty caption (1, length) for a share of them."""
+    here = torch.from_numpy(random.random(len(ids)) < share).to(ids.device)
+    return torch.where(here[:, None], empty, ids)
+
+
+def descend(state: State, name: str, loss: Tensor, clip_norm: float) -> None:
+    """One update of the network `name`, whose optimizer has the same name."""
+    state.optimizers[name].zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(state.modules[name].parameters(), clip_norm)
+    state.optimizers[name].step()
+
+
+def run(context: Context) -> None:
+    """Leaves `light`: the averaged networks, with tokenizer and decoder."""
+    config = context.config(BaseTraining)
+    batches = Batches(context, config)
+    torch.manual_seed(config.seed)
+    model = config.networks(Tokenizer(context.folder / TOKENIZER), batches.pool.latents.shape)
+    if config.init and not context.goes_on:
+        count = start_from(model, context.folder / config.init, context.folder / TOKENIZER, config.fresh)
+        context.say(f"{count} of {len(list(model.parameters()))} tensors are taken from {config.init}")
+    model = model.to(context.device)
+    state = State({"model": model}, {"model": adamw(model.parameters(), config)})
+    state.add_averages("model")
+    diffusion, empty = Diffusion(context.device), empty_ids(context.folder).to(context.device)
+
+    def update(step: int, random: np.random.Generator) -> Mapping[str, float]:
+        del step
+        sample, ids = batches.draw(random, config.batch_size)
+        ids = dropped(random, ids, empty, config.caption_dropout)
+        timestep = random_timesteps(random, len(ids), context.device)
+        noise = torch.randn_like(sample)
+        with autocast(context.device, config.bf16):
+            velocity = model(diffusion.add_noise(sample, noise, timestep), timestep, ids)
+        loss = (velocity - diffusion.velocity(sample, noise, timestep)).square().mean()
+        descend(state, "model", loss, config.clip_norm)
+        return {"loss": loss.item()}
+
+    train(context, config, state, update, on_checkpoint=lambda: write_light(context, state.averages["model"]))

@@ -1,0 +1,72 @@
+"""Muon: momentum whose direction is made orthogonal, for the weights of hidden layers; the rest stays with AdamW.
+
+Jordan et al., "Muon" (2024), with the scale of Liu et al., arXiv 2502.16982, by which one learning rate serves both.
+On the autoencoder it needs half the updates of AdamW.
+"""
+
+# PyTorch gives its results as Any.
+# mypy: disable-error-code="no-any-return, no-untyped-call, untyped-decorator, misc"
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from weights_tools.training.stage import LoopConfig, adamw
+
+_MOMENTUM = 0.95
+_NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+_NEWTON_SCHULZ_STEPS = 5
+_ADAM_RMS = 0.2  # the usual size of AdamW's updates at learning rate 1
+_MIN_ROWS = 4  # weights from or to the colours of a picture stay with AdamW
+
+
+class Muon(torch.optim.Optimizer):
+    """Updates weights of two or more dimensions, taken as matrices of (outputs, all else)."""
+
+    def __init__(self, parameters: Iterable[Tensor], lr: float) -> None:
+        super().__init__(parameters, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        """One update from the gradients at hand; `closure` must be None."""
+        if closure is not None:
+            raise NotImplementedError("Muon takes no closure")
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+                momentum.lerp_(parameter.grad, 1 - _MOMENTUM)
+                ahead = parameter.grad.lerp(momentum, _MOMENTUM)
+                direction = orthogonal(ahead.flatten(1))
+                scale = _ADAM_RMS * max(direction.shape) ** 0.5
+                parameter.add_(direction.view(parameter.shape), alpha=-group["lr"] * scale)
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """About the nearest matrix whose singular values are all alike (0.7 to 1.2), by Newton-Schulz steps."""
+    a, b, c = _NEWTON_SCHULZ
+    is_tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if is_tall else matrix
+    x = x / (x.norm() + 1e-7)
+    for _ in range(_NEWTON_SCHULZ_STEPS):
+        square = x @ x.T
+        x = a * x + (b * square + c * square @ square) @ x
+    return x.T if is_tall else x
+
+
+def muon_and_adamw(module: torch.nn.Module, config: LoopConfig) -> dict[str, Any]:
+    """Optimizers by name: Muon for convolutions and linear layers between hidden channels, AdamW for the rest.
+
+    What is frozen is left out.
+    """
+    hidden: list[Tensor] = []
+    rest: list[Tensor] = []
+    for parameter in filter(lambda parameter: parameter.requires_grad, module.parameters()):
+        is_hidden = parameter.dim() > 1 and min(parameter.shape[:2]) >= _MIN_ROWS
+        (hidden if is_hidden else rest).append(parameter)
+    return {"muon": Muon(hidden, config.learning_rate), "adamw": adamw(rest, config)}

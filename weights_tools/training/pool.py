@@ -1,0 +1,86 @@
+"""The pool of training latents: every picture of the training set once, with all that it may be called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mdrt.errors import FileError, InvalidArgumentError
+from mdrt.files import replacing
+
+# What rows show; `image` are pictures of a folder of one's own.
+KINDS = ("single", "colour", "beside", "above", "rest", "keyword", "image")
+FILE_NAME = "latents.npz"
+_ARRAYS = ("latents", "picture", "kind", "ids", "weight")
+
+
+class Pool:
+    """Pictures as latents, and rows, each of which calls one picture by one caption.
+
+    Args:
+        latents: (pictures, channels, height, width) float16, of about unit variance.
+        picture: (rows,) the picture that a row calls.
+        kind: (rows,) index into `KINDS`.
+        ids: (rows, length) uint16, the caption.
+        weight: (rows,) how often a row is drawn among those of its kind.
+    """
+
+    def __init__(
+        self,
+        latents: NDArray[np.float16],
+        picture: NDArray[np.int32],
+        kind: NDArray[np.uint8],
+        ids: NDArray[np.uint16],
+        weight: NDArray[np.float32],
+    ) -> None:
+        self.latents, self.picture, self.kind, self.ids, self.weight = latents, picture, kind, ids, weight
+        self._rows = {name: np.flatnonzero(kind == index) for index, name in enumerate(KINDS)}
+        self._sums = {name: np.cumsum(weight[rows], dtype=np.float64) for name, rows in self._rows.items()}
+
+    def sample(
+        self, random: np.random.Generator, count: int, chances: Mapping[str, float]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Latents (count, channels, height, width) and ids (count, length) of random rows.
+
+        `chances` says how often each kind is drawn, in any unit; kinds without rows are passed over.
+
+        Raises:
+            InvalidArgumentError: an unknown kind, or none with rows.
+        """
+        for name in chances:
+            if name not in KINDS:
+                raise InvalidArgumentError(f"there is no kind {name!r} of pictures; there are {', '.join(KINDS)}")
+        kinds = [name for name, chance in chances.items() if chance > 0 and len(self._rows[name])]
+        if not kinds:
+            raise InvalidArgumentError(f"the pool has no pictures of the kinds {', '.join(chances)}")
+        shares = np.array([chances[name] for name in kinds], dtype=np.float64)
+        drawn = random.choice(len(kinds), size=count, p=shares / shares.sum())
+        places = random.random(count)
+        rows = np.empty(count, np.intp)
+        for index, name in enumerate(kinds):
+            here = drawn == index
+            sums = self._sums[name]
+            found = np.searchsorted(sums, places[here] * sums[-1], side="right")
+            rows[here] = self._rows[name][np.minimum(found, len(sums) - 1)]
+        return self.latents[self.picture[rows]].astype(np.float32), self.ids[rows].astype(np.int64)
+
+    def save(self, path: Path) -> None:
+        """Writes the pool, an .npz of the arrays named above."""
+        with replacing(path) as file:
+            np.savez(file, **{name: getattr(self, name) for name in _ARRAYS})
+
+
+def read_pool(path: Path) -> Pool:
+    """Reads what `Pool.save` wrote.
+
+    Raises:
+        FileError: the file is missing or is no such pool.
+    """
+    try:
+        with np.load(path) as arrays:
+            return Pool(**{name: arrays[name] for name in _ARRAYS})
+    except (OSError, ValueError, KeyError) as error:
+        raise FileError(f"{path} is no pool of latents; make one with the stage latents ({error})") from error

@@ -1,0 +1,166 @@
+"""The stage `ufogen`: a diffusion GAN sharpens the one-step student and lets bare keywords choose.
+
+Xu et al., "UFOGen", arXiv 2311.09257, for a generator that shares its weights between one step and eight. Both networks
+start from a UNet. The generator predicts clean latents; the discriminator sees them and true ones at a noise level of
+any height and judges each latent cell. The generator is also held to the true latents, less so for bare keywords, of
+which one caption has many. The discriminator is kept smooth by perturbation (arXiv 2211.11092's R1 without a second
+derivative): |D(x) - D(x + s n)|^2.
+"""
+
+# PyTorch gives the results of modules as Any.
+# mypy: disable-error-code="no-any-return, no-untyped-call"
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from mdrt.errors import ConversionError
+from weights_tools.modules import MobileDiffusionUNet2DConditionModel, load_unet
+from weights_tools.training.base import Batches, DiffusionTraining, descend
+from weights_tools.training.diffusion import NUM_TRAIN_TIMESTEPS, Diffusion, trailing
+from weights_tools.training.networks import TextToLatents, autocast, load, write_light
+from weights_tools.training.pool import KINDS
+from weights_tools.training.stage import Context, State, adamw, train
+
+_ONE_STEP_SHARE = 0.5  # of samples that begin with noise alone; the others at one of the trailing timesteps
+
+
+@dataclass(frozen=True)
+class UfogenTraining(DiffusionTraining):
+    """`learning_rate` is the generator's; the discriminator's is `discriminator_rate` times it."""
+
+    init: str = "progressive/light"
+    discriminator: str = "base/light"  # the pipeline directory whose UNet it starts from
+    betas: tuple[float, ...] = (0.0, 0.99)
+    num_inference_steps: int = 8
+    discriminator_rate: float = 1.0
+    discriminator_every: int = 2
+    adversarial_weight: float = 1.0  # at 1 both terms pull equally strongly at the generator's output
+    keyword_share: float = 0.2  # of each batch, if the pool has any
+    keyword_reconstruction: float = 0.1  # weight of the true latents there
+    smoothness: float = 100.0
+    perturbation: float = 0.01
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.discriminator_every < 1 or self.num_inference_steps < 1:
+            raise ConversionError("discriminator_every and num_inference_steps must be at least 1")
+
+
+def make_discriminator(unet: MobileDiffusionUNet2DConditionModel) -> MobileDiffusionUNet2DConditionModel:
+    """A UNet with the same weights whose last layer gives one logit per latent cell, 0 at first."""
+    model = MobileDiffusionUNet2DConditionModel(replace(unet.config, out_channels=1))
+    weights = {name: value for name, value in unet.state_dict().items() if not name.startswith("conv_out.")}
+    model.load_state_dict(weights, strict=False)
+    nn.init.zeros_(model.conv_out.weight)
+    nn.init.zeros_(model.conv_out.bias)
+    return model
+
+
+def random_levels(random: np.random.Generator, timestep: Tensor) -> Tensor:
+    """Noise levels for the discriminator, (n) int64: logit-normal between 0 and each timestep."""
+    share = 1 / (1 + np.exp(-random.standard_normal(len(timestep))))
+    return (torch.from_numpy(share).to(timestep.device) * timestep).long()
+
+
+def generator_timesteps(random: np.random.Generator, count: int, num_inference_steps: int) -> Tensor:
+    """Where the generator begins, (count) int64: half of the time at 999."""
+    times = np.array(trailing(num_inference_steps))
+    chosen = times[random.integers(len(times), size=count)]
+    return torch.from_numpy(np.where(random.random(count) < _ONE_STEP_SHARE, NUM_TRAIN_TIMESTEPS - 1, chosen))
+
+
+def balanced_gradient(reconstruction: Tensor, adversarial: Tensor, output: Tensor, weight: float) -> Tensor:
+    """The gradient of both losses at the generator's output, the second scaled to `weight` times the first's length."""
+    true = torch.autograd.grad(reconstruction, output, retain_graph=True)[0]
+    judged = torch.autograd.grad(adversarial, output, retain_graph=True)[0]
+    return true + weight * true.norm() / judged.norm().clamp(min=1e-12) * judged
+
+
+class _Game:
+    """One update of both networks."""
+
+    def __init__(self, config: UfogenTraining, context: Context, state: State, text_encoder: nn.Module) -> None:
+        self.config, self.device, self.state, self.text_encoder = config, context.device, state, text_encoder
+        self.batches = Batches(context, config)
+        self.diffusion = Diffusion(context.device)
+        has_keywords = bool((self.batches.pool.kind == KINDS.index("keyword")).any())
+        self.num_keywords = round(config.keyword_share * config.batch_size) if has_keywords else 0
+
+    def update(self, step: int, random: np.random.Generator) -> Mapping[str, float]:
+        config, generator = self.config, self.state.modules["generator"]
+        sample, ids = self._draw(random)
+        timestep = generator_timesteps(random, len(ids), config.num_inference_steps).to(self.device)
+        noisy = self.diffusion.add_noise(sample, torch.randn_like(sample), timestep)
+        level = random_levels(random, timestep)
+        with autocast(self.device, config.bf16):
+            with torch.no_grad():
+                text = self.text_encoder(ids)
+            velocity = generator(noisy, timestep, text).float()
+            drawn = self.diffusion.predicted_sample(noisy, velocity, timestep)
+            figures = {}
+            if step % config.discriminator_every == 0:
+                figures = self._teach_discriminator(sample, drawn.detach(), level, text)
+            logits = self._judge(drawn, level, text)
+        weight = torch.ones(len(ids), 1, 1, 1, device=self.device)
+        weight[: self.num_keywords] = config.keyword_reconstruction
+        reconstruction = (weight * (drawn - sample).square()).mean()
+        adversarial = softplus(-logits).mean()
+        gradient = balanced_gradient(reconstruction, adversarial, drawn, config.adversarial_weight)
+        descend(self.state, "generator", (drawn * gradient.detach()).sum(), config.clip_norm)
+        return {"reconstruction": reconstruction.item(), "adversarial": adversarial.item(), **figures}
+
+    def _draw(self, random: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Latents and ids, bare keywords first."""
+        config, count = self.config, self.num_keywords
+        chances = {
+            kind: chance for kind, chance in zip(config.kinds, config.chances, strict=False) if kind != "keyword"
+        }
+        parts = [self.batches.draw(random, config.batch_size - count, chances)]
+        if count:
+            parts.insert(0, self.batches.draw(random, count, {"keyword": 1.0}))
+        samples, ids = zip(*parts, strict=True)
+        return torch.cat(samples), torch.cat(ids)
+
+    def _judge(self, sample: Tensor, level: Tensor, text: Tensor) -> Tensor:
+        """Logits, (n, 1, height, width), of clean latents at a noise level; large is true."""
+        noisy = self.diffusion.add_noise(sample, torch.randn_like(sample), level)
+        return self.state.modules["discriminator"](noisy, level, text).float()
+
+    def _teach_discriminator(self, sample: Tensor, drawn: Tensor, level: Tensor, text: Tensor) -> dict[str, float]:
+        config, discriminator = self.config, self.state.modules["discriminator"]
+        noisy = self.diffusion.add_noise(sample, torch.randn_like(sample), level)
+        shaken = noisy + config.perturbation * torch.randn_like(noisy)
+        true, near = discriminator(torch.cat([noisy, shaken]), level.repeat(2), text.repeat(2, 1, 1)).float().chunk(2)
+        false = self._judge(drawn, level, text)
+        loss = softplus(-true).mean() + softplus(false).mean()
+        smooth = config.smoothness * (true - near).square().mean()
+        descend(self.state, "discriminator", loss + smooth, config.clip_norm)
+        return {"discriminator": loss.item(), "true_logit": true.mean().item(), "false_logit": false.mean().item()}
+
+
+def run(context: Context) -> None:
+    """Leaves `ufogen/light`: the averaged generator."""
+    config = context.config(UfogenTraining)
+    model = load(context.folder / config.init).to(context.device)
+    text_encoder = model.text_encoder.requires_grad_(False)
+    torch.manual_seed(config.seed)
+    discriminator = make_discriminator(load_unet(context.folder / config.discriminator)).to(context.device)
+    modules: dict[str, Any] = {"generator": model.unet, "discriminator": discriminator}
+    optimizers = {name: adamw(module.parameters(), config) for name, module in modules.items()}
+    optimizers["discriminator"].param_groups[0]["rate_scale"] = config.discriminator_rate
+    state = State(modules, optimizers)
+    state.add_averages("generator")
+    game = _Game(config, context, state, text_encoder)
+
+    def write() -> None:
+        write_light(context, TextToLatents(text_encoder, state.averages["generator"]))
+
+    train(context, config, state, game.update, on_checkpoint=write)
