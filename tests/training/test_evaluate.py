@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from mdrt.errors import InvalidArgumentError
 from weights_tools.training import heldout, layouts
@@ -51,6 +52,22 @@ def test_scenes_keep_their_order(emoji: EmojiSet, gallery: Gallery) -> None:
     pictures = np.concatenate([picture(emoji, scene) for scene in scenes])
     asked = [*scenes[:3], layouts.single(3)]
     assert gallery.is_right(pictures, asked).tolist() == [True, True, True, False]
+
+
+def test_nearest_is_the_smallest_squared_difference(emoji: EmojiSet, gallery: Gallery) -> None:
+    """Of pictures far from all emoji, as the definition says it."""
+
+    def small(picture: np.ndarray) -> np.ndarray:
+        place = Image.fromarray(picture).crop((64, 33, 126, 95)).resize((24, 24), Image.Resampling.BOX)
+        return np.asarray(place).astype(np.int64)
+
+    random = np.random.default_rng(1)
+    levels = random.integers(0, 256, (20, 1, 1, 3))
+    pictures = np.clip(random.normal(levels, 60, (20, 128, 128, 3)), 0, 255).astype(np.uint8)
+    true = [small(layouts.draw(emoji, Scene("beside", (index, index), "red"))) for index in range(len(emoji))]
+    expected = [np.argmin([((small(picture) - other) ** 2).sum() for other in true]) for picture in pictures]
+    assert len(set(expected)) > 1
+    assert gallery.nearest(pictures, "beside", "red")[:, 1].tolist() == expected
 
 
 def test_members() -> None:

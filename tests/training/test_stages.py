@@ -26,6 +26,7 @@ from weights_tools.training.vae import vae_json  # noqa: E402
 from weights_tools.vae import VaeConfig  # noqa: E402
 
 pytestmark = pytest.mark.train
+CONFIGS = Path(networks.__file__).parent / "configs"
 MICRO = Path(__file__).parent.parent / "data" / "micro-a" / "tokenizer"
 VAE = VaeConfig(
     block_out_channels=(4, 4), latent_channels=3, norm_num_groups=2, mid_block_add_attention=False, scaling_factor=0.8
@@ -129,6 +130,15 @@ def test_stages_change_what_they_start_from(trained: Path) -> None:
     assert all(not torch.equal(left, right) for left, right in itertools.pairwise(weights))
 
 
+def test_each_round_begins_anew(trained: Path) -> None:
+    """The last of three rounds has two of six updates; its teacher is not what it teaches."""
+    full = torch.load(trained / "progressive" / "full.pt")
+    assert {int(entry["step"]) for entry in full["optimizers"]["unet"]["state"].values()} == {2}
+    start = load_unet(trained / "guidance" / "light").conv_in.weight
+    taught, teacher = (full["modules"][name]["conv_in.weight"] for name in ("unet", "teacher"))
+    assert not torch.equal(teacher, taught) and not torch.equal(teacher, start)
+
+
 def test_drawing_repeats_and_follows_prompt_and_noise(trained: Path) -> None:
     drawer = TorchDrawer(trained / "base" / "light")
     noise = np.random.default_rng(0).standard_normal((3, *drawer.shape), np.float32)
@@ -172,3 +182,22 @@ def test_words_keep_their_embeddings_in_another_vocabulary(trained: Path, tmp_pa
     table = model.text_encoder.embeddings.token_embedding.weight
     old = load_text_encoder(trained / "base" / "light").embeddings.token_embedding.weight
     assert torch.equal(table, old.roll(7, 0))
+
+
+@pytest.mark.parametrize(
+    "stage, cls",
+    [
+        ("base", base.BaseTraining),
+        ("relu", base.BaseTraining),
+        ("guidance", guidance.GuidanceTraining),
+        ("progressive", progressive.ProgressiveTraining),
+        ("ufogen", ufogen.UfogenTraining),
+    ],
+)
+def test_committed_configurations(stage: str, cls: type, tmp_path: Path) -> None:
+    files = list(CONFIGS.glob(f"*-{stage}.json"))
+    assert {file.stem.split("-")[0] for file in files} == {"tiny", "emoji", "accelerator"}
+    for file in files:
+        config = Context(stage, json.loads(file.read_text()), tmp_path).config(cls)
+        if isinstance(config, base.BaseTraining):
+            config.networks(Tokenizer(MICRO), (1, 8, 16, 16))
