@@ -67,7 +67,8 @@ def test_metadata() -> None:
     requires = DISTRIBUTION.requires or []
     needed = {line for line in requires if "extra" not in line}
     assert needed == {"numpy>=1.24", "pillow", "safetensors", "tqdm"}
-    assert set(DISTRIBUTION.metadata.get_all("Provides-Extra") or []) == {"test", "oracle", "bench", "export", "dev"}
+    extras = {"test", "oracle", "train", "bench", "export", "dev"}
+    assert set(DISTRIBUTION.metadata.get_all("Provides-Extra") or []) == extras
     assert [entry.value for entry in DISTRIBUTION.entry_points] == ["mdrt.cli:main"]
 
 
