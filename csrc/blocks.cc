@@ -36,12 +36,12 @@ void choose_pixels(GemmArgs* g, const TileInfo& tile, bool per_image) {
   g->blocks_y = divide_up(g->out_h, g->block_h);
 }
 
-// Blocks for kernels that prepare weights once a task: twice as many pixels, and sides of whole register tiles.
-void choose_wide_block(GemmArgs* g, const TileInfo& tile, int64_t side) {
+// Blocks of at most `pixels` for kernels that prepare weights once a task; each side is whole tiles of `side` pixels.
+void choose_wide_block(GemmArgs* g, int64_t pixels, int64_t side) {
   constexpr int64_t kBlockWidth = 32;
   g->plain_product = false;
   g->block_w = std::min(divide_up(g->out_w, side) * side, kBlockWidth);
-  g->block_h = std::min(divide_up(g->out_h, side) * side, 2 * tile.block_pixels / g->block_w / side * side);
+  g->block_h = std::min(divide_up(g->out_h, side) * side, pixels / g->block_w / side * side);
   g->blocks_x = divide_up(g->out_w, g->block_w);
   g->blocks_y = divide_up(g->out_h, g->block_h);
   g->k_block = std::min(g->k_channels, kWideBlockChannels);
@@ -80,7 +80,7 @@ bool narrow_pays(const GemmArgs& g, const TileInfo& tile) {
 }
 
 void choose_narrow_blocks(GemmArgs* g, const TileInfo& tile) {
-  choose_wide_block(g, tile, 1);
+  choose_wide_block(g, 2 * tile.block_pixels, 1);
   g->task_panels = g->panel_blocks = 1;
 }
 
@@ -94,7 +94,7 @@ bool winograd_pays(const GemmArgs& g) {
 }
 
 void choose_winograd_blocks(GemmArgs* g, const TileInfo& tile) {
-  choose_wide_block(g, tile, 4);
+  choose_wide_block(g, 2 * tile.block_pixels, 4);
   const int64_t blocks = g->batch * g->blocks_y * g->blocks_x;
   g->task_panels = std::clamp(divide_up(g->panels * blocks, kWinogradTasks), int64_t{3}, kWinogradPanels);
   g->task_panels = divide_up(g->panels, divide_up(g->panels, g->task_panels));      // even shares
@@ -116,12 +116,7 @@ bool winograd_int8_pays(const GemmArgs& g, const TileInfo& tile) {
 }
 
 void choose_winograd_int8_blocks(GemmArgs* g) {
-  g->plain_product = false;
-  g->block_w = std::min<int64_t>(divide_up(g->out_w, 2) * 2, 32);
-  g->block_h = std::min(divide_up(g->out_h, 2) * 2, kWinogradInt8Pixels / g->block_w / 2 * 2);
-  g->blocks_x = divide_up(g->out_w, g->block_w);
-  g->blocks_y = divide_up(g->out_h, g->block_h);
-  g->k_block = kWideBlockChannels;
+  choose_wide_block(g, kWinogradInt8Pixels, 2);
   choose_panels(g, 1, kWinogradInt8Panels, 2);
 }
 

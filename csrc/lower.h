@@ -60,6 +60,7 @@ class Lowering {
   void lower_node(const FusedNode& node);
   void lower_gemm(const FusedNode& node);
   GemmKernel choose_gemm(const FusedNode& node) const;
+  bool wants_winograd(bool pays) const;       // where it can be used
   void lower_gemm_int8(const FusedNode& node);
   GemmKernel choose_gemm_int8(const FusedNode& node, const GemmArgs& layer, const Quantized& q) const;
   // What the loader reads, and what follows the product, of a strip or of the whole batch.

@@ -30,6 +30,10 @@ void Lowering::set_product(const FusedNode& node, const Strip& strip, GemmArgs* 
   if (node.residual >= 0) use(&g->residual, node.residual, strip.out_pixel);
 }
 
+bool Lowering::wants_winograd(bool pays) const {
+  return request_.winograd == Winograd::wherever_possible || (request_.winograd == Winograd::where_it_pays && pays);
+}
+
 Lowering::GemmKernel Lowering::choose_gemm(const FusedNode& node) const {
   GemmArgs g = {};
   set_geometry(node, &g);
@@ -38,9 +42,7 @@ Lowering::GemmKernel Lowering::choose_gemm(const FusedNode& node) const {
   g.columns = plan_.shapes[static_cast<size_t>(node.output)].back();
   g.gated = node.gated;
   if (narrow_pays(g, kernels_.tile)) return {kernels_.narrow, "narrow", kernels_.narrow_scratch_bytes};
-  const bool wanted = request_.winograd == Winograd::wherever_possible ||
-                      (request_.winograd == Winograd::where_it_pays && winograd_pays(g));
-  if (wanted && can_use_winograd(g)) return {kernels_.winograd, "winograd", kernels_.winograd_scratch_bytes};
+  if (can_use_winograd(g) && wants_winograd(winograd_pays(g))) return {kernels_.winograd, "winograd", kernels_.winograd_scratch_bytes};
   return {kernels_.gemm, "gemm", kernels_.gemm_scratch_bytes};
 }
 

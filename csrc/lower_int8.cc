@@ -143,9 +143,7 @@ Lowering::GemmKernel Lowering::choose_gemm_int8(const FusedNode& node, const Gem
   GemmArgs g = layer;
   g.panels = find_weight(plain(node.node), kWeight)->shape[0];
   g.gated = node.gated;
-  const bool wanted = request_.winograd == Winograd::wherever_possible ||
-                      (request_.winograd == Winograd::where_it_pays && winograd_int8_pays(g, kernels_.tile));
-  if (wanted && q.scales < 0 && can_use_winograd_int8(g)) {
+  if (q.scales < 0 && can_use_winograd_int8(g) && wants_winograd(winograd_int8_pays(g, kernels_.tile))) {
     return {kernels_.winograd_int8, "winograd_int8", kernels_.winograd_int8_scratch_bytes};
   }
   return {kernels_.gemm_int8, "gemm_int8", kernels_.gemm_int8_scratch_bytes};
