@@ -21,10 +21,11 @@ from mdrt.errors import FileError, InvalidArgumentError, WriteError
 from mdrt.graph import Graph, Weight
 from weights_tools.checkpoint import Config, make_config
 from weights_tools.components import check_graph
+from weights_tools.pipeline_files import block_types, config_head, weights_stem, write_config, write_index, write_json
 from weights_tools.text_encoder import TextEncoderConfig, build_text_encoder
 from weights_tools.unet import UNetConfig, build_unet
 from weights_tools.vae import VaeConfig, build_vae_decoder, build_vae_encoder
-from weights_tools.vocabulary import read_vocabulary
+from weights_tools.vocabulary import byte_symbols, read_vocabulary
 
 _SPECIAL = ("<|startoftext|>", "<|endoftext|>")
 _NUM_MERGES = 48894
@@ -112,9 +113,8 @@ def new(
             )
             generator = np.random.default_rng(seed)
             for component, graphs in components.items():
-                stem = "model" if component == "text_encoder" else "diffusion_pytorch_model"
                 weights = {name: weight for graph in graphs for name, weight in graph.weights.items()}
-                _write_weights(folder / component / f"{stem}.safetensors", weights, dtype, generator)
+                _write_weights(folder / component / f"{weights_stem(component)}.safetensors", weights, dtype, generator)
     except OSError as error:
         raise WriteError(f"cannot write {output}: {error.strerror or error}") from error
 
@@ -130,10 +130,13 @@ def _configs(preset: str, settings: Mapping[str, Any], tokenizer: Path | None) -
     """The configuration files, by component."""
     unet = dataclasses.asdict(UNetConfig()) | _PRESETS[preset]
     configs = {
-        "unet": {"_class_name": "MobileDiffusionUNet2DConditionModel", **unet},
-        "vae": {"_class_name": "AutoencoderKL", "act_fn": "silu", **_VAE},
-        "text_encoder": {"model_type": "clip_text_model", "architectures": ["CLIPTextModel"], **_TEXT_ENCODER},
-        "scheduler": {"_class_name": "DDIMScheduler", **SCHEDULER},
+        component: config_head(component) | keys
+        for component, keys in {
+            "unet": unet,
+            "vae": _VAE,
+            "text_encoder": _TEXT_ENCODER,
+            "scheduler": SCHEDULER,
+        }.items()
     }
     if tokenizer is not None:
         vocabulary = read_vocabulary(tokenizer, 1 << 20)
@@ -147,11 +150,7 @@ def _configs(preset: str, settings: Mapping[str, Any], tokenizer: Path | None) -
                 f"there is no setting {key!r}; settings are such as block_out_channels or vae.latent_channels"
             )
         configs[component][name] = value
-    count = len(configs["vae"]["block_out_channels"])
-    configs["vae"] |= {
-        "down_block_types": ["DownEncoderBlock2D"] * count,
-        "up_block_types": ["UpDecoderBlock2D"] * count,
-    }
+    configs["vae"] |= block_types(len(configs["vae"]["block_out_channels"]))
     return configs
 
 
@@ -176,18 +175,9 @@ def _graphs(configs: Mapping[str, Mapping[str, Any]]) -> dict[str, list[Graph]]:
 
 
 def _write_configs(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> None:
-    classes = {
-        "unet": ["mdrt", "MobileDiffusionUNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
-        "text_encoder": ["transformers", "CLIPTextModel"],
-        "tokenizer": ["transformers", "CLIPTokenizer"],
-        "scheduler": ["diffusers", "DDIMScheduler"],
-    }
-    _write_json(folder / "model_index.json", {"_class_name": "MobileDiffusionPipeline", **classes})
+    write_index(folder, ("unet", "vae", "text_encoder", "tokenizer", "scheduler"))
     for component, config in configs.items():
-        (folder / component).mkdir()
-        name = "scheduler_config.json" if component == "scheduler" else "config.json"
-        _write_json(folder / component / name, config)
+        write_config(folder, component, config)
 
 
 def _write_tokenizer(folder: Path, text_encoder: Mapping[str, Any], source: Path | None) -> None:
@@ -198,21 +188,19 @@ def _write_tokenizer(folder: Path, text_encoder: Mapping[str, Any], source: Path
                 shutil.copyfile(source / name, folder / name)
         return
     tokens, merges = _made_up_vocabulary()
-    _write_json(folder / "vocab.json", {token: number for number, token in enumerate(tokens)})
+    write_json(folder / "vocab.json", {token: number for number, token in enumerate(tokens)})
     lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     special = {f"{name}_token": _SPECIAL[name != "bos"] for name in ("bos", "eos", "pad", "unk")}
     length = text_encoder["max_position_embeddings"]
-    _write_json(
+    write_json(
         folder / "tokenizer_config.json", {"tokenizer_class": "CLIPTokenizer", "model_max_length": length, **special}
     )
 
 
 def _made_up_vocabulary() -> tuple[list[str], list[tuple[str, str]]]:
     """Tokens and merges: bytes, then chains of two, three and four letters, then the two special tokens."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    # Bytes that do not print get the code points from 256 on: CLIP's (GPT-2's) byte-to-unicode spelling.
-    symbols = [chr(byte) for byte in printable] + [chr(256 + index) for index in range(256 - len(printable))]
+    symbols = sorted(byte_symbols())
     merges = list(itertools.islice(_made_up_merges(), _NUM_MERGES))
     tokens = symbols + [symbol + "</w>" for symbol in symbols] + [left + right for left, right in merges]
     return [*tokens, *_SPECIAL], merges
@@ -263,10 +251,6 @@ def _random_weight(weight: Weight, generator: np.random.Generator) -> NDArray[np
     weights = generator.standard_normal(weight.shape, dtype=np.float32)
     weights *= np.float32(1.0 / math.sqrt(inputs))
     return weights
-
-
-def _write_json(path: Path, document: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @contextlib.contextmanager

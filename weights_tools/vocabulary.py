@@ -54,6 +54,13 @@ def read_vocabulary(folder: Path, max_length: int) -> Vocabulary:
     return Vocabulary(tokens, _merge_ids(folder, ids, merges), **special, model_max_length=int(min(length, max_length)))
 
 
+def byte_symbols() -> list[str]:
+    """CLIP's (GPT-2's) spelling of each byte: those that print stand for themselves, the others come from U+0100 on."""
+    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
+    others = iter(range(256, 512))
+    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
+
+
 def _read_files(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     if (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
         ids = read_json(folder / "vocab.json")

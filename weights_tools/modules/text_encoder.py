@@ -1,4 +1,4 @@
-"""The CLIP text encoder in PyTorch: transformers' CLIPTextModel, tensor for tensor; needs the extra `torch`.
+"""The CLIP text encoder in PyTorch: transformers' CLIPTextModel, tensor for tensor; needs the extra `train`.
 
 Parameters are called as in checkpoints of transformers 5, so `load_state_dict` takes them.
 """
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from weights_tools.checkpoint import Checkpoint
 from weights_tools.components import text_encoder_config
 from weights_tools.modules.attention import join_heads, softmax_attention, split_heads
+from weights_tools.modules.loading import load
 from weights_tools.text_encoder import TextEncoderConfig
 
 _PREFIX = "text_model."
@@ -112,16 +112,10 @@ class CLIPTextModel(nn.Module):
 
 
 def load_text_encoder(path: str | os.PathLike[str]) -> CLIPTextModel:
-    """The text encoder of a pipeline directory with its weights in float32, ready for inference.
-
-    Raises:
-        FileError, ConversionError: the directory or a file is missing or unusable.
-        RuntimeError: PyTorch finds missing, surplus or misshapen weights.
-    """
-    checkpoint = Checkpoint(path)
-    with torch.device("meta"):
-        model = CLIPTextModel(text_encoder_config(checkpoint))
-    files = checkpoint.weights("text_encoder")
-    weights = {name.removeprefix(_PREFIX): torch.from_numpy(files.read(name)) for name in files}
-    model.load_state_dict(weights, assign=True)
-    return model.eval()
+    """The text encoder of a pipeline directory; errors as `load`."""
+    return load(
+        path,
+        "text_encoder",
+        lambda checkpoint: CLIPTextModel(text_encoder_config(checkpoint)),
+        lambda name: name.removeprefix(_PREFIX),
+    )

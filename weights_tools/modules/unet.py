@@ -1,4 +1,4 @@
-"""The MobileDiffusion UNet in PyTorch, for export and training; needs the extra `torch`.
+"""The MobileDiffusion UNet in PyTorch, for export and training; needs the extra `export` or `train`.
 
 Parameters are called as in checkpoints, so `load_state_dict` takes them. Arrays are NCHW, text (batch, tokens, width).
 Architecture: Zhao et al., "MobileDiffusion", arXiv 2311.16567.
@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from weights_tools.checkpoint import Checkpoint
 from weights_tools.components import unet_config
 from weights_tools.modules.attention import join_heads, relu_attention, softmax_attention, split_heads
+from weights_tools.modules.loading import load
 from weights_tools.unet import UNetConfig
 
 
@@ -271,15 +271,5 @@ class MobileDiffusionUNet2DConditionModel(nn.Module):
 
 
 def load_unet(path: str | os.PathLike[str]) -> MobileDiffusionUNet2DConditionModel:
-    """The UNet of a pipeline directory with its weights in float32, ready for inference.
-
-    Raises:
-        FileError, ConversionError: the directory or a file is missing or unusable.
-        RuntimeError: PyTorch finds missing, surplus or misshapen weights.
-    """
-    checkpoint = Checkpoint(path)
-    with torch.device("meta"):
-        model = MobileDiffusionUNet2DConditionModel(unet_config(checkpoint))
-    files = checkpoint.weights("unet")
-    model.load_state_dict({name: torch.from_numpy(files.read(name)) for name in files}, assign=True)
-    return model.eval()
+    """The UNet of a pipeline directory; errors as `load`."""
+    return load(path, "unet", lambda checkpoint: MobileDiffusionUNet2DConditionModel(unet_config(checkpoint)))

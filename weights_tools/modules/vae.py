@@ -1,4 +1,4 @@
-"""The autoencoder in PyTorch: diffusers' AutoencoderKL, tensor for tensor, for training; needs the extra `torch`.
+"""The autoencoder in PyTorch: diffusers' AutoencoderKL, tensor for tensor, for training; needs the extra `train`.
 
 Parameters are called as in checkpoints, so `load_state_dict` takes them. Arrays are NCHW, pictures about -1 to 1.
 """
@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import os
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from weights_tools.checkpoint import Checkpoint
 from weights_tools.components import vae_config
+from weights_tools.modules.loading import load
 from weights_tools.vae import VaeConfig
 
 _EPS = 1e-6
@@ -177,7 +177,7 @@ class AutoencoderKL(nn.Module):
     def freeze_encoder(self) -> None:
         """Leaves only what decodes to be trained."""
         for name, parameter in self.named_parameters():
-            parameter.requires_grad_(name.startswith(("decoder.", "post_quant_conv.")))
+            parameter.requires_grad_(name.startswith(_DECODER))
 
     def encode(self, sample: Tensor) -> Tensor:
         """The mean of the latents: (n, in_channels, h, w) -> (n, latent_channels, h / scale_factor, ...)."""
@@ -190,29 +190,18 @@ class AutoencoderKL(nn.Module):
 
 
 def load_autoencoder(path: str | os.PathLike[str]) -> AutoencoderKL:
-    """The autoencoder of a pipeline directory with its weights in float32, ready for inference.
-
-    Raises:
-        FileError, ConversionError: the directory or a file is missing or unusable.
-        RuntimeError: PyTorch finds missing, surplus or misshapen weights.
-    """
-    checkpoint = Checkpoint(path)
-    with torch.device("meta"):
-        model = AutoencoderKL(vae_config(checkpoint))
-    files = checkpoint.weights("vae")
-    model.load_state_dict({name: torch.from_numpy(files.read(name)) for name in files}, assign=True)
-    return model.eval()
+    """The autoencoder of a pipeline directory; errors as `load`."""
+    return load(path, "vae", lambda checkpoint: AutoencoderKL(vae_config(checkpoint)))
 
 
 def load_decoder(path: str | os.PathLike[str]) -> AutoencoderKL:
     """As `load_autoencoder`, but without the encoder, which a pipeline directory need not have: it only decodes."""
-    checkpoint = Checkpoint(path)
-    with torch.device("meta"):
+
+    def make(checkpoint: Checkpoint) -> AutoencoderKL:
         model = AutoencoderKL(vae_config(checkpoint))
-    del model.encoder
-    if model.config.use_quant_conv:
-        del model.quant_conv
-    files = checkpoint.weights("vae")
-    weights = {name: torch.from_numpy(files.read(name)) for name in files if name.startswith(_DECODER)}
-    model.load_state_dict(weights, assign=True)
-    return model.eval()
+        del model.encoder
+        if model.config.use_quant_conv:
+            del model.quant_conv
+        return model
+
+    return load(path, "vae", make, lambda name: name if name.startswith(_DECODER) else None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Mapping
@@ -11,15 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from mdrt.errors import WriteError
+from weights_tools.pipeline_files import weights_stem, write_config, write_index, write_json
 
 SHARD_BYTES = 15 << 20
-CLASSES = {
-    "unet": ["mdrt", "MobileDiffusionUNet2DConditionModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "scheduler": ["diffusers", "DDIMScheduler"],
-}
 
 
 @dataclass(frozen=True)
@@ -34,7 +27,7 @@ def write_pipeline(path: Path, parts: Mapping[str, Part], tokenizer: Path | None
     """Writes a diffusers pipeline directory in float16; one that is there is replaced when all went well.
 
     Args:
-        parts: components by their names in `CLASSES`; weights as state dicts of any float dtype and device.
+        parts: components by their names; weights as state dicts of any float dtype and device.
         tokenizer: the folder whose files become the tokenizer.
 
     Raises:
@@ -45,15 +38,11 @@ def write_pipeline(path: Path, parts: Mapping[str, Part], tokenizer: Path | None
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
         try:
             names = [*parts, *(["tokenizer"] if tokenizer else [])]
-            index = {"_class_name": "MobileDiffusionPipeline", **{name: CLASSES[name] for name in names}}
-            _write_json(folder / "model_index.json", index)
+            write_index(folder, names)
             for name, part in parts.items():
-                (folder / name).mkdir()
-                stem = "scheduler_config" if name == "scheduler" else "config"
-                _write_json(folder / name / f"{stem}.json", part.config)
+                write_config(folder, name, part.config)
                 if part.weights is not None:
-                    stem = "model" if name == "text_encoder" else "diffusion_pytorch_model"
-                    _write_weights(folder / name, stem, part.weights)
+                    _write_weights(folder / name, weights_stem(name), part.weights)
             if tokenizer:
                 shutil.copytree(tokenizer, folder / "tokenizer")
             folder.chmod(0o755)
@@ -89,7 +78,7 @@ def _write_weights(folder: Path, stem: str, weights: Mapping[str, Any]) -> None:
         _save(folder / file, shard)
         places.update(dict.fromkeys(shard, file))
     size = sum(tensor.nbytes for shard in shards for tensor in shard.values())
-    _write_json(folder / f"{stem}.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": places})
+    write_json(folder / f"{stem}.safetensors.index.json", {"metadata": {"total_size": size}, "weight_map": places})
 
 
 def _save(path: Path, tensors: dict[str, Any]) -> None:
@@ -97,7 +86,3 @@ def _save(path: Path, tensors: dict[str, Any]) -> None:
 
     save_file(tensors, path, {"format": "pt"})
     path.chmod(0o644)  # safetensors lets only the owner read
-
-
-def _write_json(path: Path, document: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

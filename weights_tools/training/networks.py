@@ -7,14 +7,20 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from weights_tools.checkpoint import Checkpoint
-from weights_tools.modules import CLIPTextModel, MobileDiffusionUNet2DConditionModel, load_text_encoder, load_unet
+from weights_tools.modules import (
+    CLIPTextModel,
+    MobileDiffusionUNet2DConditionModel,
+    load_decoder,
+    load_text_encoder,
+    load_unet,
+)
 from weights_tools.new import SCHEDULER
+from weights_tools.pipeline_files import config_head
 from weights_tools.training.light import Part, write_pipeline
 from weights_tools.training.stage import Context
 from weights_tools.training.tokenizer import Tokenizer
@@ -25,7 +31,6 @@ AUTOENCODER = Path("latents", "light")
 _TEXT_PREFIX = "text_model."
 _TOKENS = "embeddings.token_embedding.weight"
 _POSITIONS = "embeddings.position_embedding.weight"
-_DECODER = ("decoder.", "post_quant_conv.")
 
 
 class TextToLatents(nn.Module):
@@ -91,19 +96,17 @@ def _take_words(parameter: Tensor, value: Tensor, old: Path, new: Path) -> bool:
 
 def write_light(context: Context, model: TextToLatents) -> None:
     """Writes `light` of a stage: the networks, with the run's tokenizer and decoder, in 16 bits."""
-    decoder = Checkpoint(context.folder / AUTOENCODER)
-    files = decoder.weights("vae")
-    weights = {name: torch.from_numpy(files.read(name)) for name in files if name.startswith(_DECODER)}
-    text_encoder: dict[str, Any] = {"model_type": "clip_text_model", "architectures": ["CLIPTextModel"]}
+    autoencoder = context.folder / AUTOENCODER
+    text_encoder = config_head("text_encoder")
     vocabulary = read_vocabulary(context.folder / TOKENIZER, 1 << 16)
     for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
         text_encoder[name] = getattr(vocabulary, name)
-    unet = {"_class_name": "MobileDiffusionUNet2DConditionModel", **asdict(model.unet.config)}
+    unet = config_head("unet") | asdict(model.unet.config)
     parts = {
         "text_encoder": Part(text_encoder | asdict(model.text_encoder.config), model.text_encoder.state_dict()),
         "unet": Part(unet, model.unet.state_dict()),
-        "vae": Part(decoder.json("vae/config.json"), weights),
-        "scheduler": Part({"_class_name": "DDIMScheduler", **SCHEDULER}),
+        "vae": Part(Checkpoint(autoencoder).json("vae/config.json"), load_decoder(autoencoder).state_dict()),
+        "scheduler": Part(config_head("scheduler") | SCHEDULER),
     }
     write_pipeline(context.output / "light", parts, context.folder / TOKENIZER)
 

@@ -23,7 +23,7 @@ from weights_tools.training.emoji import EmojiSet, read_training_emoji
 from weights_tools.training.imagefolder import read_captions
 from weights_tools.training.layouts import COLOURS, PLACES, Scene
 from weights_tools.training.stage import Context
-from weights_tools.vocabulary import read_vocabulary
+from weights_tools.vocabulary import byte_symbols, read_vocabulary
 
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 _WORD_END = "</w>"
@@ -63,7 +63,7 @@ class Tokenizer:
         self._ranks = {(tokens[a], tokens[b]): rank for rank, (a, b) in enumerate(vocabulary.merges)}
         self._start, self._end = vocabulary.bos_token_id, vocabulary.eos_token_id
         self._pad, self._unknown = vocabulary.pad_token_id, vocabulary.unk_token_id
-        self._symbols = _byte_symbols()
+        self._symbols = byte_symbols()
         self._words: dict[str, list[int]] = {}
 
     def count(self, caption: str) -> int:
@@ -150,13 +150,6 @@ def _merged(parts: Sequence[str], pair: tuple[str, str]) -> Iterator[str]:
         else:
             yield parts[index]
             index += 1
-
-
-def _byte_symbols() -> list[str]:
-    """CLIP's spelling of bytes: those that print stand for themselves, the others come from U+0100 on."""
-    printable = {*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)}
-    others = iter(range(256, 512))
-    return [chr(byte if byte in printable else next(others)) for byte in range(256)]
 
 
 def _write(folder: Path, model: Mapping[str, Any], length: int) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdrt.errors import InvalidArgumentError
+from weights_tools.pipeline_files import block_types, config_head
 from weights_tools.training import figures
 from weights_tools.training.emoji import read_training_emoji
 from weights_tools.training.imagefolder import read_pictures
@@ -74,6 +75,7 @@ def run(context: Context) -> None:
 
     from weights_tools.modules.vae import AutoencoderKL, load_autoencoder
     from weights_tools.training.muon import muon_and_adamw
+    from weights_tools.training.networks import autocast
     from weights_tools.training.widen import widen
 
     config = context.config(VaeTraining)
@@ -98,7 +100,7 @@ def run(context: Context) -> None:
         count = config.batch_size * config.crop**2 // config.picture**2 if whole else config.batch_size
         pictures, foreground = batch(source, random, max(1, count), config.picture, None if whole else config.crop)
         sample, weight = to_tensor(pictures, context.device), torch.from_numpy(foreground).to(context.device)
-        with torch.autocast(context.device.split(":")[0], torch.bfloat16, enabled=context.device.startswith("cuda")):
+        with autocast(context.device):
             latents = model.encode(sample)
             output = model.decode(latents + config.latent_noise * torch.randn_like(latents))
         losses = _losses(config, done, sample, weight, latents.float(), output.float())
@@ -172,13 +174,10 @@ def _losses(
 
 def vae_json(config: VaeConfig, picture: int, scaling_factor: float) -> dict[str, Any]:
     """What vae/config.json says, in diffusers' words."""
-    count = len(config.block_out_channels)
     return {
-        "_class_name": "AutoencoderKL",
-        "act_fn": "silu",
+        **config_head("vae"),
         **asdict(config),
-        "down_block_types": ["DownEncoderBlock2D"] * count,
-        "up_block_types": ["UpDecoderBlock2D"] * count,
+        **block_types(len(config.block_out_channels)),
         "sample_size": picture,
         "scaling_factor": scaling_factor,
     }
