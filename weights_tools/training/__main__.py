@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import sys
 from pathlib import Path
 
 from mdrt.errors import Error, InvalidArgumentError
 from weights_tools.checkpoint import read_json
 from weights_tools.training.stage import Context
-
-# Stage -> module with a function `run(context)`, in the order of use.
-STAGES = {
-    "pack": "emoji",
-    "tokenizer": "tokenizer",
-    "vae": "vae",
-    "latents": "latents",
-    "base": "base",
-    "guidance": "guidance",
-    "progressive": "progressive",
-    "ufogen": "ufogen",
-    "relu": "base",
-    "evaluate": "evaluate",
-}
-
+from weights_tools.training.stages import STAGES, run_stage
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a stage; returns 0, or 1 after printing what went wrong."""
@@ -34,6 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("-o", "--output", type=Path, required=True, help="the folder of the run, common to all stages")
     parser.add_argument("--minutes", type=float, help="stop after so long, to go on later with --resume")
     parser.add_argument("--device", help="cpu, cuda, ...: by default an accelerator if there is one")
+    parser.add_argument("--processes", type=int, default=1, help="how many share each batch; on CPUs one for each core")
     parser.add_argument("--resume", action="store_true", help="go on from the stage's full checkpoint, if there is one")
     options = parser.parse_args(arguments)
     try:
@@ -42,11 +28,20 @@ def main(arguments: list[str] | None = None) -> int:
         context = Context(
             options.stage, settings, options.output, options.minutes, _device(options.device), options.resume, _say
         )
-        importlib.import_module(f"weights_tools.training.{STAGES[options.stage]}").run(context)
+        _run(context, options.processes)
     except Error as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _run(context: Context, processes: int) -> None:
+    if processes == 1:
+        return run_stage(context)
+    from weights_tools.training import workers
+
+    with workers.together(processes, context):
+        run_stage(context)
 
 
 def _device(name: str | None) -> str:

@@ -18,7 +18,9 @@ from torch import Tensor
 
 from weights_tools.modules import CLIPTextModel, MobileDiffusionUNet2DConditionModel
 from weights_tools.text_encoder import TextEncoderConfig
+from weights_tools.training import workers
 from weights_tools.training.diffusion import NUM_TRAIN_TIMESTEPS, Diffusion
+from weights_tools.training.muon import muon_and_adamw
 from weights_tools.training.networks import (
     TOKENIZER,
     TextToLatents,
@@ -28,7 +30,7 @@ from weights_tools.training.networks import (
     write_light,
 )
 from weights_tools.training.pool import FILE_NAME, KINDS, Pool, read_pool
-from weights_tools.training.stage import Context, LoopConfig, State, adamw, train
+from weights_tools.training.stage import Context, LoopConfig, State, train
 from weights_tools.training.tokenizer import Tokenizer
 from weights_tools.unet import UNetConfig
 
@@ -49,6 +51,7 @@ class BaseTraining(DiffusionTraining):
     """The networks' keys are those of unet/config.json and text_encoder/config.json."""
 
     caption_dropout: float = 0.1
+    first_share: float = 0.0  # of timesteps that are 999, where a picture follows from its caption alone
     init: str | None = None  # a pipeline directory, from the run's folder, of which all weights that fit are taken
     fresh: tuple[str, ...] = ()  # beginnings of names in the UNet that start at random all the same
     block_out_channels: tuple[int, ...] = (64, 128, 192, 192)
@@ -103,9 +106,10 @@ class Batches:
         return torch.from_numpy(latents).to(self._device), torch.from_numpy(ids).to(self._device)
 
 
-def random_timesteps(random: np.random.Generator, count: int, device: str) -> Tensor:
-    """(count) int64 from 0 to 999, most of them large."""
+def random_timesteps(random: np.random.Generator, count: int, device: str, first_share: float = 0.0) -> Tensor:
+    """(count) int64 from 0 to 999, most of them large, and this share of them 999."""
     timesteps = (NUM_TRAIN_TIMESTEPS * random.random(count) ** _TIMESTEP_POWER).astype(np.int64)
+    timesteps[random.random(count) < first_share] = NUM_TRAIN_TIMESTEPS - 1
     return torch.from_numpy(np.minimum(timesteps, NUM_TRAIN_TIMESTEPS - 1)).to(device)
 
 
@@ -113,14 +117,6 @@ def dropped(random: np.random.Generator, ids: Tensor, empty: Tensor, share: floa
     """The ids (n, length) with the empty caption (1, length) for a share of them."""
     here = torch.from_numpy(random.random(len(ids)) < share).to(ids.device)
     return torch.where(here[:, None], empty, ids)
-
-
-def descend(state: State, name: str, loss: Tensor, clip_norm: float) -> None:
-    """One update of the network `name`, whose optimizer has the same name."""
-    state.optimizers[name].zero_grad()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(state.modules[name].parameters(), clip_norm)
-    state.optimizers[name].step()
 
 
 def run(context: Context) -> None:
@@ -133,20 +129,20 @@ def run(context: Context) -> None:
         count = start_from(model, context.folder / config.init, context.folder / TOKENIZER, config.fresh)
         context.say(f"{count} of {len(list(model.parameters()))} tensors are taken from {config.init}")
     model = model.to(context.device)
-    state = State({"model": model}, {"model": adamw(model.parameters(), config)})
+    state = State({"model": model}, muon_and_adamw(model, config))
     state.add_averages("model")
     diffusion, empty = Diffusion(context.device), empty_ids(context.folder).to(context.device)
 
     def update(step: int, random: np.random.Generator) -> Mapping[str, float]:
         del step
-        sample, ids = batches.draw(random, config.batch_size)
+        sample, ids = batches.draw(random, workers.share(config.batch_size))
         ids = dropped(random, ids, empty, config.caption_dropout)
-        timestep = random_timesteps(random, len(ids), context.device)
+        timestep = random_timesteps(random, len(ids), context.device, config.first_share)
         noise = torch.randn_like(sample)
         with autocast(context.device, config.bf16):
             velocity = model(diffusion.add_noise(sample, noise, timestep), timestep, ids)
         loss = (velocity - diffusion.velocity(sample, noise, timestep)).square().mean()
-        descend(state, "model", loss, config.clip_norm)
+        workers.descend(model, state.optimizers.values(), loss, config.clip_norm)
         return {"loss": loss.item()}
 
     train(context, config, state, update, on_checkpoint=lambda: write_light(context, state.averages["model"]))

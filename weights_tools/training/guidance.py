@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from weights_tools.training.base import Batches, DiffusionTraining, descend, dropped, random_timesteps
+from weights_tools.training import workers
+from weights_tools.training.base import Batches, DiffusionTraining, dropped, random_timesteps
 from weights_tools.training.diffusion import Diffusion, guided
 from weights_tools.training.networks import TextToLatents, autocast, empty_ids, load, write_light
 from weights_tools.training.stage import Context, State, adamw, train
@@ -44,7 +45,7 @@ def run(context: Context) -> None:
 
     def update(step: int, random: np.random.Generator) -> Mapping[str, float]:
         del step
-        sample, ids = batches.draw(random, config.batch_size)
+        sample, ids = batches.draw(random, workers.share(config.batch_size))
         timestep = random_timesteps(random, len(ids), context.device)
         noisy = diffusion.add_noise(sample, torch.randn_like(sample), timestep)
         ids = dropped(random, ids, empty, config.caption_dropout)
@@ -54,7 +55,7 @@ def run(context: Context) -> None:
                 target = guided(teacher, noisy, timestep, text, text_encoder(empty), config.guidance_scale)
             velocity = model.unet(noisy, timestep, text)
         loss = (velocity.float() - target.float()).square().mean()
-        descend(state, "unet", loss, config.clip_norm)
+        workers.descend(model.unet, state.optimizers.values(), loss, config.clip_norm)
         return {"loss": loss.item()}
 
     def write() -> None:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weights_tools.training import workers
 from weights_tools.training.stage import LoopConfig, adamw
 
 _MOMENTUM = 0.95
@@ -36,37 +37,56 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             raise NotImplementedError("Muon takes no closure")
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
-                momentum.lerp_(parameter.grad, 1 - _MOMENTUM)
-                ahead = parameter.grad.lerp(momentum, _MOMENTUM)
-                direction = orthogonal(ahead.flatten(1))
-                scale = _ADAM_RMS * max(direction.shape) ** 0.5
-                parameter.add_(direction.view(parameter.shape), alpha=-group["lr"] * scale)
+            parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
+            directions = [self._ahead(parameter) for parameter in parameters]
+            for index, ahead in enumerate(directions):
+                mine = index % workers.count() == workers.rank()
+                directions[index] = orthogonal(ahead.flatten(1)) if mine else torch.zeros_like(ahead)
+            workers.sum_over(directions)
+            for parameter, direction in zip(parameters, directions, strict=True):
+                scale = _ADAM_RMS * max(parameter.flatten(1).shape) ** 0.5
+                parameter.add_(direction.view_as(parameter), alpha=-group["lr"] * scale)
+
+    def _ahead(self, parameter: Tensor) -> Tensor:
+        """Nesterov's momentum of a gradient."""
+        momentum: Tensor = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+        momentum.lerp_(parameter.grad, 1 - _MOMENTUM)
+        return parameter.grad.lerp(momentum, _MOMENTUM)
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """About the nearest matrix whose singular values are all alike (0.7 to 1.2), by Newton-Schulz steps."""
+    """About the nearest matrix whose singular values are all alike (0.7 to 1.2), by Newton-Schulz steps.
+
+    The steps are polynomials of the square x x^T, so that only they, the smaller matrices, are iterated, and x is
+    multiplied once by the product of all.
+    """
     a, b, c = _NEWTON_SCHULZ
     is_tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if is_tall else matrix
     x = x / (x.norm() + 1e-7)
+    square = x @ x.T
+    product = torch.eye(len(x), device=x.device)
     for _ in range(_NEWTON_SCHULZ_STEPS):
-        square = x @ x.T
-        x = a * x + (b * square + c * square @ square) @ x
+        step = torch.addmm(square, square, square, beta=b, alpha=c)
+        step.diagonal().add_(a)
+        product = step @ product
+        square = step @ square @ step
+    x = product @ x
     return x.T if is_tall else x
 
 
 def muon_and_adamw(module: torch.nn.Module, config: LoopConfig) -> dict[str, Any]:
     """Optimizers by name: Muon for convolutions and linear layers between hidden channels, AdamW for the rest.
 
+    Embeddings, of which a batch touches a few rows, are no matrices in this sense.
+
     What is frozen is left out.
     """
     hidden: list[Tensor] = []
     rest: list[Tensor] = []
+    embeddings = {part.weight for part in module.modules() if isinstance(part, torch.nn.Embedding)}
     for parameter in filter(lambda parameter: parameter.requires_grad, module.parameters()):
-        is_hidden = parameter.dim() > 1 and min(parameter.shape[:2]) >= _MIN_ROWS
+        is_matrix = parameter.dim() > 1 and min(parameter.shape[:2]) >= _MIN_ROWS
+        is_hidden = is_matrix and parameter not in embeddings
         (hidden if is_hidden else rest).append(parameter)
     return {"muon": Muon(hidden, config.learning_rate), "adamw": adamw(rest, config)}

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from mdrt.errors import ConversionError
-from weights_tools.training.base import Batches, DiffusionTraining, descend
+from weights_tools.training import workers
+from weights_tools.training.base import Batches, DiffusionTraining
 from weights_tools.training.diffusion import CLEAN, NUM_TRAIN_TIMESTEPS, Diffusion, Predict, trailing
 from weights_tools.training.networks import TextToLatents, autocast, load, write_light
 from weights_tools.training.stage import Context, State, adamw, train
@@ -108,7 +109,7 @@ def run(context: Context) -> None:
         number = config.round_at(step)
         if step == number * config.round_steps and number:
             begin_round()
-        sample, ids = batches.draw(random, config.batch_size)
+        sample, ids = batches.draw(random, workers.share(config.batch_size))
         kept = round(config.keep * len(ids))
         times = torch.cat(
             [
@@ -128,7 +129,7 @@ def run(context: Context) -> None:
                 target = torch.cat([known, two_step_target(diffusion, predictor(teacher, text[kept:]), *later)])
             velocity = predictor(model.unet, text)(noisy, timestep)
         loss = sample_loss(diffusion, diffusion.predicted_sample(noisy, velocity, timestep), target, timestep)
-        descend(state, "unet", loss, config.clip_norm)
+        workers.descend(model.unet, state.optimizers.values(), loss, config.clip_norm)
         return {"loss": loss.item(), "num_inference_steps": float(config.rounds[number])}
 
     def write() -> None:

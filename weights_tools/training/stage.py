@@ -209,6 +209,8 @@ def train(
     """
     import torch
 
+    from weights_tools.training import workers
+
     full = context.full_checkpoint
     if context.goes_on:
         state.load(full)
@@ -217,30 +219,34 @@ def train(
     log = Log(context.output / "log.csv", state.step)
     begin = saved = time.monotonic()
     before = state.seconds
-    with _ending() as is_ending:
-        while state.step < config.steps and not is_ending():
-            if context.minutes is not None and time.monotonic() - begin > 60 * context.minutes:
-                break
+    minutes = math.inf if context.minutes is None else context.minutes
+    with _ending(begin + 60 * minutes) as is_ending:
+        is_over = False
+        while state.step < config.steps and not is_over:
             rate = config.learning_rate_at(state.step)
             for optimizer in state.optimizers.values():
                 for group in optimizer.param_groups:
                     group["lr"] = rate * group.get("rate_scale", 1.0)
-            torch.manual_seed(config.seed * 1_000_003 + state.step)
-            figures = update(state.step, np.random.default_rng([config.seed, state.step]))
+            torch.manual_seed((config.seed * 1_000_003 + state.step) * workers.count() + workers.rank())
+            source = [config.seed, state.step, *([workers.rank()] if workers.rank() else [])]
+            figures, is_over = workers.agree(update(state.step, np.random.default_rng(source)), is_ending())
             if not all(math.isfinite(value) for value in figures.values()):
                 raise NumericError(f"a figure of step {state.step} is not finite: {figures}; lower learning_rate")
             state.step += 1
             state.average(config.ema)
             state.seconds = before + time.monotonic() - begin
+            if workers.rank():
+                continue
             if log.add(state, config, {"learning_rate": rate, **figures}, measure):
                 context.say(log.last)
             if time.monotonic() - saved > 60 * config.checkpoint_minutes:
                 state.save(full)
                 on_checkpoint()
                 saved = time.monotonic()
-    state.save(full)
-    on_checkpoint()
-    log.plot()
+    if workers.rank() == 0:
+        state.save(full)
+        on_checkpoint()
+        log.plot()
     return state.step >= config.steps
 
 
@@ -315,12 +321,12 @@ class Log:
 
 
 @contextlib.contextmanager
-def _ending() -> Iterator[Callable[[], bool]]:
-    """Turns Ctrl-C and SIGTERM into a question, so that the update at hand ends and is saved."""
+def _ending(deadline: float) -> Iterator[Callable[[], bool]]:
+    """Turns a time, Ctrl-C and SIGTERM into a question, so that the update at hand ends and is saved."""
     asked: list[int] = []
     old = {number: signal.signal(number, lambda *_: asked.append(1)) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: bool(asked)
+        yield lambda: bool(asked) or time.monotonic() > deadline
     finally:
         for number, handler in old.items():
             signal.signal(number, handler)

@@ -23,7 +23,8 @@ from torch.nn.functional import softplus
 
 from mdrt.errors import ConversionError
 from weights_tools.modules import MobileDiffusionUNet2DConditionModel, load_unet
-from weights_tools.training.base import Batches, DiffusionTraining, descend
+from weights_tools.training import workers
+from weights_tools.training.base import Batches, DiffusionTraining
 from weights_tools.training.diffusion import NUM_TRAIN_TIMESTEPS, Diffusion, trailing
 from weights_tools.training.networks import TextToLatents, autocast, load, write_light
 from weights_tools.training.pool import KINDS
@@ -92,7 +93,8 @@ class _Game:
         self.batches = Batches(context, config)
         self.diffusion = Diffusion(context.device)
         has_keywords = bool((self.batches.pool.kind == KINDS.index("keyword")).any())
-        self.num_keywords = round(config.keyword_share * config.batch_size) if has_keywords else 0
+        self.batch_size = workers.share(config.batch_size)
+        self.num_keywords = round(config.keyword_share * self.batch_size) if has_keywords else 0
 
     def update(self, step: int, random: np.random.Generator) -> Mapping[str, float]:
         config, generator = self.config, self.state.modules["generator"]
@@ -114,16 +116,19 @@ class _Game:
         reconstruction = (weight * (drawn - sample).square()).mean()
         adversarial = softplus(-logits).mean()
         gradient = balanced_gradient(reconstruction, adversarial, drawn, config.adversarial_weight)
-        descend(self.state, "generator", (drawn * gradient.detach()).sum(), config.clip_norm)
+        self._descend("generator", (drawn * gradient.detach()).sum())
         return {"reconstruction": reconstruction.item(), "adversarial": adversarial.item(), **figures}
+
+    def _descend(self, name: str, loss: Tensor) -> None:
+        workers.descend(self.state.modules[name], [self.state.optimizers[name]], loss, self.config.clip_norm)
 
     def _draw(self, random: np.random.Generator) -> tuple[Tensor, Tensor]:
         """Latents and ids, bare keywords first."""
-        config, count = self.config, self.num_keywords
+        count = self.num_keywords
         chances = {
-            kind: chance for kind, chance in zip(config.kinds, config.chances, strict=False) if kind != "keyword"
+            kind: chance for kind, chance in zip(self.config.kinds, self.config.chances, strict=False) if kind != "keyword"
         }
-        parts = [self.batches.draw(random, config.batch_size - count, chances)]
+        parts = [self.batches.draw(random, self.batch_size - count, chances)]
         if count:
             parts.insert(0, self.batches.draw(random, count, {"keyword": 1.0}))
         samples, ids = zip(*parts, strict=True)
@@ -142,7 +147,7 @@ class _Game:
         false = self._judge(drawn, level, text)
         loss = softplus(-true).mean() + softplus(false).mean()
         smooth = config.smoothness * (true - near).square().mean()
-        descend(self.state, "discriminator", loss + smooth, config.clip_norm)
+        self._descend("discriminator", loss + smooth)
         return {"discriminator": loss.item(), "true_logit": true.mean().item(), "false_logit": false.mean().item()}
 
 

@@ -74,6 +74,7 @@ def run(context: Context) -> None:
     import torch
 
     from weights_tools.modules.vae import AutoencoderKL, load_autoencoder
+    from weights_tools.training import workers
     from weights_tools.training.muon import muon_and_adamw
     from weights_tools.training.networks import autocast
     from weights_tools.training.widen import widen
@@ -98,18 +99,15 @@ def run(context: Context) -> None:
         done = step / config.steps
         whole = done >= 1 - config.whole
         count = config.batch_size * config.crop**2 // config.picture**2 if whole else config.batch_size
-        pictures, foreground = batch(source, random, max(1, count), config.picture, None if whole else config.crop)
+        count = max(1, count // workers.count())
+        pictures, foreground = batch(source, random, count, config.picture, None if whole else config.crop)
         sample, weight = to_tensor(pictures, context.device), torch.from_numpy(foreground).to(context.device)
         with autocast(context.device):
             latents = model.encode(sample)
             output = model.decode(latents + config.latent_noise * torch.randn_like(latents))
         losses = _losses(config, done, sample, weight, latents.float(), output.float())
         loss = sum(losses.values())
-        model.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
-        for optimizer in state.optimizers.values():
-            optimizer.step()
+        workers.descend(model, state.optimizers.values(), loss, config.clip_norm)
         return {name: value.item() for name, value in losses.items()}
 
     def measure() -> Mapping[str, float]:
