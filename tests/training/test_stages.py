@@ -13,14 +13,18 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install '.[test,train]'")
 
+from mdrt.errors import InvalidArgumentError  # noqa: E402
 from weights_tools.checkpoint import Checkpoint  # noqa: E402
 from weights_tools.components import load_networks  # noqa: E402
 from weights_tools.modules import AutoencoderKL, load_decoder, load_text_encoder, load_unet  # noqa: E402
-from weights_tools.training import base, guidance, networks, progressive, ufogen  # noqa: E402
+from weights_tools.training import base, guidance, networks, progressive, ufogen, workers  # noqa: E402
+from weights_tools.training.diffusion import Diffusion  # noqa: E402
 from weights_tools.training.drawing import TorchDrawer  # noqa: E402
 from weights_tools.training.light import Part, write_pipeline  # noqa: E402
+from weights_tools.training.muon import muon_and_adamw  # noqa: E402
 from weights_tools.training.pool import FILE_NAME, KINDS, Pool  # noqa: E402
 from weights_tools.training.stage import Context  # noqa: E402
+from weights_tools.training.stages import run_stage  # noqa: E402
 from weights_tools.training.tokenizer import Tokenizer  # noqa: E402
 from weights_tools.training.vae import vae_json  # noqa: E402
 from weights_tools.vae import VaeConfig  # noqa: E402
@@ -97,7 +101,7 @@ def test_stopped_and_resumed_equals_unbroken(trained: Path, stage: str, monkeypa
     shutil.move(trained / stage, trained / "unbroken")
     try:
         for _ in range(6):
-            clock = iter([0.0, 0.0, 1.0, *[100.0] * 9])
+            clock = iter([0.0, *[100.0] * 9])
             monkeypatch.setattr("weights_tools.training.stage.time.monotonic", lambda clock=clock: next(clock))
             run(trained, stage, minutes=1.0, resume=True)
         resumed = torch.load(trained / stage / "full.pt")
@@ -122,6 +126,89 @@ def test_light_checkpoint_is_a_pipeline_of_the_averages(trained: Path, stage: st
     is_same = all(map(torch.equal, before.parameters(), after.parameters()))
     assert is_same == (stage != "relu")
     assert not hasattr(load_decoder(light), "encoder")
+
+
+def test_two_processes_resume_exactly(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = STAGES["base"][1]
+    shutil.move(trained / "base", trained / "alone")
+    try:
+        found = []
+        for stops in ((), (1.0,)):
+            for minutes in (*stops, None):
+                clock = itertools.chain([0.0], itertools.repeat(100.0))
+                with monkeypatch.context() as patch:
+                    if minutes:
+                        patch.setattr("weights_tools.training.stage.time.monotonic", lambda clock=clock: next(clock))
+                    context = Context("base", settings, trained, minutes, resume=True, say=lambda _: None)
+                    with workers.together(2, context):
+                        run_stage(context)
+            found.append(torch.load(trained / "base" / "full.pt"))
+            shutil.rmtree(trained / "base")
+    finally:
+        shutil.move(trained / "alone", trained / "base")
+    assert found[0]["step"] == found[1]["step"] == 6
+    assert equal(found[0]["modules"], found[1]["modules"])
+    assert equal(found[0]["optimizers"], found[1]["optimizers"])
+
+
+def test_processes_average_gradients_and_share_directions(trained: Path) -> None:
+    """After one update two processes have the weights of one process with the mean of their gradients."""
+    context = Context("base", STAGES["base"][1] | {"samples": 8}, trained, say=lambda _: None)
+    shutil.move(trained / "base", trained / "alone")
+    try:
+        with workers.together(2, context):
+            run_stage(context)
+        together = torch.load(trained / "base" / "full.pt")["modules"]["model"]
+    finally:
+        shutil.rmtree(trained / "base")
+        shutil.move(trained / "alone", trained / "base")
+    expected = _mean_update(context, processes=2)
+    for name, value in expected.items():
+        torch.testing.assert_close(together[name], value, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def _mean_update(context: Context, processes: int) -> dict[str, Any]:
+    """The weights after the first update with gradients of all processes, computed one after another."""
+    config = context.config(base.BaseTraining)
+    batches = base.Batches(context, config)
+    torch.manual_seed(config.seed)
+    model = config.networks(Tokenizer(context.folder / "tokenizer"), batches.pool.latents.shape)
+    diffusion, empty = Diffusion(), networks.empty_ids(context.folder)
+    optimizers = muon_and_adamw(model, config).values()
+    for rank in range(processes):
+        torch.manual_seed(config.seed * 1_000_003 * processes + rank)
+        random = np.random.default_rng([config.seed, 0, *([rank] if rank else [])])
+        sample, ids = batches.draw(random, config.batch_size // processes)
+        ids = base.dropped(random, ids, empty, config.caption_dropout)
+        timestep = base.random_timesteps(random, len(ids), "cpu", config.first_share)
+        noise = torch.randn_like(sample)
+        velocity = model(diffusion.add_noise(sample, noise, timestep), timestep, ids)
+        loss = (velocity - diffusion.velocity(sample, noise, timestep)).square().mean()
+        (loss / processes).backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), config.clip_norm)
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate_at(0)
+        optimizer.step()
+    return model.state_dict()
+
+
+def test_what_processes_cannot_share(trained: Path, tmp_path: Path) -> None:
+    for part in ("tokenizer", "latents"):
+        shutil.copytree(trained / part, tmp_path / part)
+    uneven = Context("base", STAGES["base"][1] | {"batch_size": 9}, tmp_path)
+    with pytest.raises(InvalidArgumentError, match="cannot share a batch of 9 equally"), workers.together(2, uneven):
+        run_stage(uneven)
+    with (
+        pytest.raises(InvalidArgumentError, match="0 processes cannot learn on cpu"),
+        workers.together(0, Context("base", {}, trained)),
+    ):
+        pass
+    with (
+        pytest.raises(InvalidArgumentError, match="more than one needs the cpu"),
+        workers.together(2, Context("base", {}, trained, device="cuda")),
+    ):
+        pass
 
 
 def test_stages_change_what_they_start_from(trained: Path) -> None:

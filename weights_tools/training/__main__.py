@@ -11,6 +11,7 @@ from weights_tools.checkpoint import read_json
 from weights_tools.training.stage import Context
 from weights_tools.training.stages import STAGES, run_stage
 
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs a stage; returns 0, or 1 after printing what went wrong."""
     parser = argparse.ArgumentParser(prog="python -m weights_tools.training", description=__doc__)
@@ -37,7 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _run(context: Context, processes: int) -> None:
     if processes == 1:
-        return run_stage(context)
+        run_stage(context)
+        return
     from weights_tools.training import workers
 
     with workers.together(processes, context):

@@ -24,6 +24,7 @@ from weights_tools.training.drawing import BundleDrawer, Drawer, TorchDrawer
 from weights_tools.training.emoji import EmojiSet, read_training_emoji
 from weights_tools.training.figures import edges, psnr
 from weights_tools.training.identity import Gallery, share_of_members
+from weights_tools.training.latents import read_concepts
 from weights_tools.training.questions import Questions, ask, sheet, start_noise
 from weights_tools.training.stage import Context
 
@@ -40,7 +41,7 @@ class EvaluateConfig:
     bundles: tuple[str, ...] = ()  # further bundles; "built-in" is the model inside the package
     num_inference_steps: tuple[int, ...] = (1, 8)
     guidance_scale: tuple[float, ...] = (1.0, 1.0)  # one for each number of steps
-    concepts: tuple[str, ...] = ()  # names of the emoji to ask for; none: all
+    concepts: tuple[str, ...] = ()  # names of the emoji to ask for; none: those that `latents` taught
     compositions: int = 200  # of each kind
     keywords: int = 40
     seeds: int = 16  # of each bare keyword
@@ -73,7 +74,7 @@ def run(context: Context) -> None:
     """Leaves figures.json, figures.md and, for each model and number of steps, a picture of the 32 prompts."""
     config = context.config(EvaluateConfig)
     emoji = read_training_emoji(context.folder)
-    questions = ask(emoji, config.concepts, config.compositions, config.keywords)
+    questions = ask(emoji, config.concepts or read_concepts(context.folder), config.compositions, config.keywords)
     galleries: dict[int, Gallery] = {}
     rows: dict[str, dict[int, Figures]] = {}
     for name, drawer in _drawers(context, config):

@@ -12,11 +12,13 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mdrt.files import replacing
 from weights_tools.training import layouts
 from weights_tools.training.captions import bare_keywords, keyword_wordings, wordings
 from weights_tools.training.emoji import EmojiSet, read_training_emoji
@@ -27,6 +29,8 @@ from weights_tools.training.pool import FILE_NAME, KINDS, Pool
 from weights_tools.training.stage import Context
 from weights_tools.training.tokenizer import Tokenizer
 from weights_tools.training.vae import to_tensor, vae_json
+
+CONCEPTS = Path("latents", "concepts.txt")
 
 if TYPE_CHECKING:
     from weights_tools.modules.vae import AutoencoderKL
@@ -44,7 +48,7 @@ class LatentsConfig:
     larger: int = 4000
     counts: int = 4000
     coloured: float = 0.3
-    concepts: tuple[str, ...] = ()
+    concepts: tuple[str, ...] = ()  # names of the emoji to teach; none: all
     images: str | None = None  # a folder of captioned pictures instead of emoji
 
 
@@ -84,7 +88,7 @@ class _Rows:
 
 
 def run(context: Context) -> None:
-    """Leaves `latents/latents.npz`, and in `latents/light` the autoencoder whose scaling_factor makes them so."""
+    """Leaves `latents.npz`, `concepts.txt` and, in `light`, the autoencoder whose scaling_factor makes them so."""
     from weights_tools.modules.vae import load_autoencoder
 
     config = context.config(LatentsConfig)
@@ -96,6 +100,7 @@ def run(context: Context) -> None:
         pictures = read_pictures(folder, config.picture)
     else:
         emoji = read_training_emoji(context.folder, config.concepts)
+        write_concepts(context.folder, emoji.names)
         scenes = list(_claimed(emoji, config, rows))
         pictures = (layouts.draw(emoji, scene, config.picture) for scene in scenes)
     model = load_autoencoder(context.folder / "vae" / "light").to(context.device)
@@ -106,6 +111,18 @@ def run(context: Context) -> None:
     document = vae_json(model.config, config.picture, scaling_factor)
     write_pipeline(context.output / "light", {"vae": Part(document, model.state_dict())})
     context.say(f"{len(latents)} pictures, {len(rows.rows)} captions, scaling_factor {scaling_factor:.4f}")
+
+
+def write_concepts(folder: Path, names: Sequence[str]) -> None:
+    """Writes the names of the emoji that a run teaches, one in a line."""
+    with replacing(folder / CONCEPTS) as file:
+        file.write("".join(f"{name}\n" for name in names).encode())
+
+
+def read_concepts(folder: Path) -> tuple[str, ...]:
+    """The names that the stage wrote in a run's folder; none if there is no such file."""
+    path = folder / CONCEPTS
+    return tuple(path.read_text(encoding="utf-8").splitlines()) if path.exists() else ()
 
 
 def training_scenes(emoji: EmojiSet, config: LatentsConfig) -> Iterator[tuple[str, Scene]]:

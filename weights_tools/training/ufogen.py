@@ -126,7 +126,9 @@ class _Game:
         """Latents and ids, bare keywords first."""
         count = self.num_keywords
         chances = {
-            kind: chance for kind, chance in zip(self.config.kinds, self.config.chances, strict=False) if kind != "keyword"
+            kind: chance
+            for kind, chance in zip(self.config.kinds, self.config.chances, strict=False)
+            if kind != "keyword"
         }
         parts = [self.batches.draw(random, self.batch_size - count, chances)]
         if count:

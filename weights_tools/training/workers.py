@@ -13,7 +13,7 @@ import multiprocessing
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, distributed, nn
 
-from mdrt.errors import InvalidArgumentError
+from mdrt.errors import Cancelled, Error, InvalidArgumentError
 from weights_tools.training.stage import Context
 from weights_tools.training.stages import run_stage
 
@@ -51,11 +51,18 @@ def share(batch_size: int) -> int:
 
 
 def sum_over(tensors: Sequence[Tensor]) -> None:
-    """Replaces tensors, in place, by their sums over all processes."""
+    """Replaces tensors, in place, by their sums over all processes.
+
+    Raises:
+        Cancelled: another process ended.
+    """
     if count() == 1 or not tensors:
         return
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-    distributed.all_reduce(flat)
+    try:
+        distributed.all_reduce(flat)
+    except RuntimeError as error:
+        raise Cancelled(f"another process of this training has ended: {error}") from error
     parts = flat.split([tensor.numel() for tensor in tensors])
     for tensor, part in zip(tensors, parts, strict=True):
         tensor.copy_(part.view_as(tensor))
@@ -95,7 +102,9 @@ def together(processes: int, context: Context) -> Iterator[None]:
         InvalidArgumentError: there are none, or an accelerator is to be shared.
     """
     if processes < 1 or context.device != "cpu":
-        raise InvalidArgumentError(f"{processes} processes cannot learn on {context.device}; more than one needs the cpu")
+        raise InvalidArgumentError(
+            f"{processes} processes cannot learn on {context.device}; more than one needs the cpu"
+        )
     with tempfile.TemporaryDirectory() as folder:
         meeting = Path(folder, "meeting")
         start = multiprocessing.get_context("spawn")
@@ -123,7 +132,8 @@ def _meet(meeting: Path, number: int, processes: int) -> None:
 
 def _other(meeting: Path, number: int, processes: int, context: Context) -> None:
     _meet(meeting, number, processes)
-    run_stage(context)
+    with suppress(Error):  # which the first process meets too, and tells
+        run_stage(context)
 
 
 def _silent(text: str) -> None:
