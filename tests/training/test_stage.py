@@ -91,11 +91,30 @@ def make_pool() -> Pool:
 def test_pool_draws_by_kind_and_weight(tmp_path: Path) -> None:
     make_pool().save(tmp_path / "latents.npz")
     pool = read_pool(tmp_path / "latents.npz")
-    latents, ids = pool.sample(np.random.default_rng(0), 8000, {"single": 2, "colour": 1, "keyword": 1, "image": 5})
-    assert latents.shape == (8000, 2, 4, 4) and latents.dtype == np.float32 and ids.dtype == np.int64
+    chances = {"single": 2, "colour": 1, "keyword": 1, "image": 5}
+    latents, noise, ids = pool.sample(np.random.default_rng(0), 8000, chances)
+    assert latents.shape == noise.shape == (8000, 2, 4, 4) and ids.dtype == np.int64
+    assert latents.dtype == noise.dtype == np.float32 and noise.std() == pytest.approx(1, abs=0.01)
     counts = np.bincount(ids[:, 0], minlength=4) / 8000
     assert counts == pytest.approx([0.375, 0.125, 0.25, 0.25], abs=0.03)  # 5 standard deviations
     assert (latents[:, 0, 0, 0] == np.array([0, 1, 2, 1])[ids[:, 0]]).all()
+
+
+def test_noise_chooses_among_the_pictures_of_one_caption() -> None:
+    """Three pictures of one caption, each drawn from a third of all noise, the half that has its direction."""
+    latents = np.random.default_rng(1).standard_normal((4, 2, 4, 4)).astype(np.float16)
+    kind = np.array([KINDS.index(name) for name in ("keyword", "keyword", "keyword", "single")], np.uint8)
+    ids = np.array([[7], [7], [7], [8]], np.uint16)
+    pool = Pool(latents, np.arange(4, dtype=np.int32), kind, ids, np.ones(4, np.float32))
+    drawn, noise, _ = pool.sample(np.random.default_rng(0), 6000, {"keyword": 1})
+    members = latents[:3].astype(np.float32)
+    directions = members - members.mean(0)
+    directions /= np.sqrt((directions**2).sum((1, 2, 3), keepdims=True))
+    nearest = np.einsum("nchw,kchw->nk", noise, directions).argmax(1)
+    assert np.array_equal(drawn, members[nearest])
+    assert np.bincount(nearest) / 6000 == pytest.approx([1 / 3] * 3, abs=0.1)
+    drawn, noise, _ = pool.sample(np.random.default_rng(0), 60, {"single": 1})
+    assert (drawn == latents[3]).all()
 
 
 def test_pool_refuses(tmp_path: Path) -> None:

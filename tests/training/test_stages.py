@@ -178,10 +178,9 @@ def _mean_update(context: Context, processes: int) -> dict[str, Any]:
     for rank in range(processes):
         torch.manual_seed(config.seed * 1_000_003 * processes + rank)
         random = np.random.default_rng([config.seed, 0, *([rank] if rank else [])])
-        sample, ids = batches.draw(random, config.batch_size // processes)
+        sample, noise, ids = batches.draw(random, config.batch_size // processes)
         ids = base.dropped(random, ids, empty, config.caption_dropout)
         timestep = base.random_timesteps(random, len(ids), "cpu", config.first_share)
-        noise = torch.randn_like(sample)
         velocity = model(diffusion.add_noise(sample, noise, timestep), timestep, ids)
         loss = (velocity - diffusion.velocity(sample, noise, timestep)).square().mean()
         (loss / processes).backward()

@@ -100,10 +100,10 @@ class Batches:
 
     def draw(
         self, random: np.random.Generator, count: int, chances: Mapping[str, float] | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Clean latents (count, channels, height, width) float32 and ids (count, length) int64."""
-        latents, ids = self.pool.sample(random, count, chances or self._chances)
-        return torch.from_numpy(latents).to(self._device), torch.from_numpy(ids).to(self._device)
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Clean latents and noise, (count, channels, height, width) float32, and ids (count, length) int64."""
+        latents, noise, ids = map(torch.from_numpy, self.pool.sample(random, count, chances or self._chances))
+        return latents.to(self._device), noise.to(self._device), ids.to(self._device)
 
 
 def random_timesteps(random: np.random.Generator, count: int, device: str, first_share: float = 0.0) -> Tensor:
@@ -135,10 +135,9 @@ def run(context: Context) -> None:
 
     def update(step: int, random: np.random.Generator) -> Mapping[str, float]:
         del step
-        sample, ids = batches.draw(random, workers.share(config.batch_size))
+        sample, noise, ids = batches.draw(random, workers.share(config.batch_size))
         ids = dropped(random, ids, empty, config.caption_dropout)
         timestep = random_timesteps(random, len(ids), context.device, config.first_share)
-        noise = torch.randn_like(sample)
         with autocast(context.device, config.bf16):
             velocity = model(diffusion.add_noise(sample, noise, timestep), timestep, ids)
         loss = (velocity - diffusion.velocity(sample, noise, timestep)).square().mean()

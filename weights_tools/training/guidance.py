@@ -45,9 +45,9 @@ def run(context: Context) -> None:
 
     def update(step: int, random: np.random.Generator) -> Mapping[str, float]:
         del step
-        sample, ids = batches.draw(random, workers.share(config.batch_size))
+        sample, noise, ids = batches.draw(random, workers.share(config.batch_size))
         timestep = random_timesteps(random, len(ids), context.device)
-        noisy = diffusion.add_noise(sample, torch.randn_like(sample), timestep)
+        noisy = diffusion.add_noise(sample, noise, timestep)
         ids = dropped(random, ids, empty, config.caption_dropout)
         with autocast(context.device, config.bf16):
             with torch.no_grad():

@@ -1,4 +1,9 @@
-"""The pool of training latents: every picture of the training set once, with all that it may be called."""
+"""The pool of training latents: every picture of the training set once, with all that it may be called.
+
+A caption that several pictures have leaves the choice to the noise: of these pictures the nearest one to it is drawn.
+So noise and caption determine the picture, and a model learns in one step to draw one of them, not their mean. Li et
+al., "Immiscible Diffusion", arXiv 2406.12303, who give the pictures of a batch to noise in this way.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +18,7 @@ from mdrt.files import replacing
 
 # What rows show; `image` are pictures of a folder of one's own.
 KINDS = ("single", "colour", "beside", "above", "rest", "keyword", "image")
+_OPEN_KINDS = ("keyword", "image")  # of which several pictures may have one caption
 FILE_NAME = "latents.npz"
 _ARRAYS = ("latents", "picture", "kind", "ids", "weight")
 
@@ -39,11 +45,19 @@ class Pool:
         self.latents, self.picture, self.kind, self.ids, self.weight = latents, picture, kind, ids, weight
         self._rows = {name: np.flatnonzero(kind == index) for index, name in enumerate(KINDS)}
         self._sums = {name: np.cumsum(weight[rows], dtype=np.float64) for name, rows in self._rows.items()}
+        self._group = np.full(len(kind), -1)
+        self._members: list[NDArray[np.int32]] = []
+        rows = np.concatenate([self._rows[name] for name in _OPEN_KINDS])
+        _, groups = np.unique(ids[rows], axis=0, return_inverse=True)
+        for group in range(groups.max(initial=-1) + 1):
+            here = rows[groups.ravel() == group]
+            self._group[here] = len(self._members)
+            self._members.append(np.unique(picture[here]))
 
     def sample(
         self, random: np.random.Generator, count: int, chances: Mapping[str, float]
-    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Latents (count, channels, height, width) and ids (count, length) of random rows.
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+        """Latents and noise, (count, channels, height, width) each, and ids (count, length) of random rows.
 
         `chances` says how often each kind is drawn, in any unit; kinds without rows are passed over.
 
@@ -65,7 +79,18 @@ class Pool:
             sums = self._sums[name]
             found = np.searchsorted(sums, places[here] * sums[-1], side="right")
             rows[here] = self._rows[name][np.minimum(found, len(sums) - 1)]
-        return self.latents[self.picture[rows]].astype(np.float32), self.ids[rows].astype(np.int64)
+        noise = random.standard_normal((count, *self.latents.shape[1:]), np.float32)
+        pictures = self.picture[rows]
+        for place in np.flatnonzero(self._group[rows] >= 0):
+            pictures[place] = self._nearest(self._members[self._group[rows[place]]], noise[place])
+        return self.latents[pictures].astype(np.float32), noise, self.ids[rows].astype(np.int64)
+
+    def _nearest(self, pictures: NDArray[np.int32], noise: NDArray[np.float32]) -> int:
+        """The picture whose difference from the mean of all has the noise's direction."""
+        latents = self.latents[pictures].reshape(len(pictures), -1).astype(np.float32)
+        latents -= latents.mean(0)
+        likeness = latents @ noise.ravel() / np.maximum(np.linalg.norm(latents, axis=1), 1e-6)
+        return int(pictures[likeness.argmax()])
 
     def save(self, path: Path) -> None:
         """Writes the pool, an .npz of the arrays named above."""

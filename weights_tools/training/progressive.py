@@ -109,7 +109,7 @@ def run(context: Context) -> None:
         number = config.round_at(step)
         if step == number * config.round_steps and number:
             begin_round()
-        sample, ids = batches.draw(random, workers.share(config.batch_size))
+        sample, noise, ids = batches.draw(random, workers.share(config.batch_size))
         kept = round(config.keep * len(ids))
         times = torch.cat(
             [
@@ -119,7 +119,7 @@ def run(context: Context) -> None:
             dim=1,
         )
         timestep, middle, following = times.to(context.device)
-        noisy = diffusion.add_noise(sample, torch.randn_like(sample), timestep)
+        noisy = diffusion.add_noise(sample, noise, timestep)
         with autocast(context.device, config.bf16):
             with torch.no_grad():
                 text = text_encoder(ids)

@@ -98,9 +98,9 @@ class _Game:
 
     def update(self, step: int, random: np.random.Generator) -> Mapping[str, float]:
         config, generator = self.config, self.state.modules["generator"]
-        sample, ids = self._draw(random)
+        sample, noise, ids = self._draw(random)
         timestep = generator_timesteps(random, len(ids), config.num_inference_steps).to(self.device)
-        noisy = self.diffusion.add_noise(sample, torch.randn_like(sample), timestep)
+        noisy = self.diffusion.add_noise(sample, noise, timestep)
         level = random_levels(random, timestep)
         with autocast(self.device, config.bf16):
             with torch.no_grad():
@@ -122,8 +122,8 @@ class _Game:
     def _descend(self, name: str, loss: Tensor) -> None:
         workers.descend(self.state.modules[name], [self.state.optimizers[name]], loss, self.config.clip_norm)
 
-    def _draw(self, random: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Latents and ids, bare keywords first."""
+    def _draw(self, random: np.random.Generator) -> tuple[Tensor, ...]:
+        """Latents, noise and ids, bare keywords first."""
         count = self.num_keywords
         chances = {
             kind: chance
@@ -133,8 +133,7 @@ class _Game:
         parts = [self.batches.draw(random, self.batch_size - count, chances)]
         if count:
             parts.insert(0, self.batches.draw(random, count, {"keyword": 1.0}))
-        samples, ids = zip(*parts, strict=True)
-        return torch.cat(samples), torch.cat(ids)
+        return tuple(map(torch.cat, zip(*parts, strict=True)))
 
     def _judge(self, sample: Tensor, level: Tensor, text: Tensor) -> Tensor:
         """Logits, (n, 1, height, width), of clean latents at a noise level; large is true."""
