@@ -193,6 +193,10 @@ def _mean_update(context: Context, processes: int) -> dict[str, Any]:
 
 
 def test_what_processes_cannot_share(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match="evaluate takes one process"), workers.together(
+        2, Context("evaluate", {}, trained)
+    ):
+        pass
     for part in ("tokenizer", "latents"):
         shutil.copytree(trained / part, tmp_path / part)
     uneven = Context("base", STAGES["base"][1] | {"batch_size": 9}, tmp_path)

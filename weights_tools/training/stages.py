@@ -19,6 +19,8 @@ STAGES = {
     "relu": "base",
     "evaluate": "evaluate",
 }
+# Those whose batches several processes can share.
+SHARED = ("vae", "base", "guidance", "progressive", "ufogen", "relu")
 
 
 def run_stage(context: Context) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, distributed, nn
 
 from mdrt.errors import Cancelled, Error, InvalidArgumentError
 from weights_tools.training.stage import Context
-from weights_tools.training.stages import run_stage
+from weights_tools.training.stages import SHARED, run_stage
 
 # A worker that waits longer for the others is told that they are gone; writing a checkpoint takes seconds.
 _PATIENCE = timedelta(minutes=10)
@@ -99,8 +99,10 @@ def together(processes: int, context: Context) -> Iterator[None]:
     """Starts the other processes of a stage and joins them; this one is the first.
 
     Raises:
-        InvalidArgumentError: there are none, or an accelerator is to be shared.
+        InvalidArgumentError: there are none, or an accelerator is to be shared, or a stage without batches.
     """
+    if context.stage not in SHARED:
+        raise InvalidArgumentError(f"the stage {context.stage} takes one process; those that learn are {', '.join(SHARED)}")
     if processes < 1 or context.device != "cpu":
         raise InvalidArgumentError(
             f"{processes} processes cannot learn on {context.device}; more than one needs the cpu"
