@@ -102,7 +102,7 @@ def together(processes: int, context: Context) -> Iterator[None]:
         InvalidArgumentError: there are none, or an accelerator is to be shared, or a stage without batches.
     """
     if context.stage not in SHARED:
-        raise InvalidArgumentError(f"the stage {context.stage} takes one process; those that learn are {', '.join(SHARED)}")
+        raise InvalidArgumentError(f"the stage {context.stage} takes one process; others: {', '.join(SHARED)}")
     if processes < 1 or context.device != "cpu":
         raise InvalidArgumentError(
             f"{processes} processes cannot learn on {context.device}; more than one needs the cpu"
