@@ -101,18 +101,18 @@ def test_pool_draws_by_kind_and_weight(tmp_path: Path) -> None:
 
 
 def test_noise_chooses_among_the_pictures_of_one_caption() -> None:
-    """Three pictures of one caption, each drawn from a third of all noise, the half that has its direction."""
+    """Three pictures of one caption, each drawn with the noise whose means point to it."""
     latents = np.random.default_rng(1).standard_normal((4, 2, 4, 4)).astype(np.float16)
     kind = np.array([KINDS.index(name) for name in ("keyword", "keyword", "keyword", "single")], np.uint8)
     ids = np.array([[7], [7], [7], [8]], np.uint16)
     pool = Pool(latents, np.arange(4, dtype=np.int32), kind, ids, np.ones(4, np.float32))
     drawn, noise, _ = pool.sample(np.random.default_rng(0), 6000, {"keyword": 1})
     members = latents[:3].astype(np.float32)
-    directions = members - members.mean(0)
-    directions /= np.sqrt((directions**2).sum((1, 2, 3), keepdims=True))
-    nearest = np.einsum("nchw,kchw->nk", noise, directions).argmax(1)
+    directions = members.mean((2, 3)) - members.mean((0, 2, 3))
+    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+    nearest = (noise.mean((2, 3)) @ directions.T).argmax(1)
     assert np.array_equal(drawn, members[nearest])
-    assert np.bincount(nearest) / 6000 == pytest.approx([1 / 3] * 3, abs=0.1)
+    assert np.bincount(nearest).min() > 600
     drawn, noise, _ = pool.sample(np.random.default_rng(0), 60, {"single": 1})
     assert (drawn == latents[3]).all()
 

@@ -1,8 +1,9 @@
 """The pool of training latents: every picture of the training set once, with all that it may be called.
 
-A caption that several pictures have leaves the choice to the noise: of these pictures the nearest one to it is drawn.
-So noise and caption determine the picture, and a model learns in one step to draw one of them, not their mean. Li et
-al., "Immiscible Diffusion", arXiv 2406.12303, who give the pictures of a batch to noise in this way.
+A caption that several pictures have leaves the choice to the noise: of these pictures the one is drawn whose means over
+all pixels are most like those of the noise. So noise and caption determine the picture, and a model learns in one step
+to draw one of them, not their average. The idea is that of Li et al., "Immiscible Diffusion", arXiv 2406.12303; means
+are few and easily seen in noise.
 """
 
 from __future__ import annotations
@@ -86,10 +87,10 @@ class Pool:
         return self.latents[pictures].astype(np.float32), noise, self.ids[rows].astype(np.int64)
 
     def _nearest(self, pictures: NDArray[np.int32], noise: NDArray[np.float32]) -> int:
-        """The picture whose difference from the mean of all has the noise's direction."""
-        latents = self.latents[pictures].reshape(len(pictures), -1).astype(np.float32)
-        latents -= latents.mean(0)
-        likeness = latents @ noise.ravel() / np.maximum(np.linalg.norm(latents, axis=1), 1e-6)
+        """The picture whose channels' means differ from those of all pictures in the direction of the noise's means."""
+        means = self.latents[pictures].mean((2, 3), dtype=np.float32)
+        means -= means.mean(0)
+        likeness = means @ noise.mean((1, 2)) / np.maximum(np.linalg.norm(means, axis=1), 1e-6)
         return int(pictures[likeness.argmax()])
 
     def save(self, path: Path) -> None:
