@@ -15,6 +15,7 @@ from mdrt.errors import FileError, InvalidArgumentError
 from weights_tools.checkpoint import Checkpoint
 from weights_tools.components import vae_config
 from weights_tools.training import latents, vae
+from weights_tools.training.emoji import EmojiSet
 from weights_tools.training.light import Part, write_pipeline
 from weights_tools.training.pool import KINDS, read_pool
 from weights_tools.training.stage import Context
@@ -97,13 +98,15 @@ def test_light_checkpoint(folder: Path) -> None:
 
 def test_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No file above the limit but of one large tensor; a second call replaces all of the first."""
-    monkeypatch.setattr("weights_tools.training.light.SHARD_BYTES", 100)
-    tensors = {name: torch.full((size,), float(size)) for name, size in [("a", 30), ("b", 30), ("c", 10), ("d", 90)]}
+    monkeypatch.setattr("weights_tools.training.light.SHARD_BYTES", 1000)
+    tensors = {name: torch.full((size,), float(size)) for name, size in [("a", 400), ("b", 300), ("c", 10), ("d", 900)]}
     config = {"_class_name": "AutoencoderKL"}
     write_pipeline(tmp_path / "light", {"vae": Part(config, {"old": torch.zeros(3)})})
     write_pipeline(tmp_path / "light", {"vae": Part(config, tensors)})
     index = json.loads((tmp_path / "light/vae/diffusion_pytorch_model.safetensors.index.json").read_text())
     assert len(set(index["weight_map"].values())) == 3 and index["weight_map"]["b"] == index["weight_map"]["c"]
+    sizes = [path.stat().st_size for path in sorted((tmp_path / "light/vae").glob("*.safetensors"))]
+    assert max(sizes[:2]) <= 1000 < sizes[2]
     assert {name: value.tolist() for name, value in weights(tmp_path / "light").items()} == {
         name: value.tolist() for name, value in tensors.items()
     }
@@ -166,7 +169,7 @@ def test_muon_directions_are_orthogonal(shape: tuple[int, int]) -> None:
     assert torch.nn.functional.cosine_similarity(orthogonal(matrix).flatten(), (left @ right).flatten(), 0) > 0.97
 
 
-def test_latents(folder: Path) -> None:
+def test_latents(folder: Path, emoji: EmojiSet) -> None:
     """Unit variance, and each row calls a picture that its caption means."""
     train(folder)
     (folder / "tokenizer").symlink_to(MICRO)
@@ -180,6 +183,7 @@ def test_latents(folder: Path) -> None:
     assert set(pool.picture[keyword]) == {0, 1, 2, 3, 4}
     assert len(np.unique(pool.ids[~keyword], axis=0)) == (~keyword).sum()  # a caption has one picture
     assert vae_config(Checkpoint(folder / "latents" / "light")).scaling_factor != 1.0
+    assert latents.read_concepts(folder) == emoji.names
 
 
 def test_a_folder_of_ones_own(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from mdrt.errors import WriteError
 from weights_tools.pipeline_files import weights_stem, write_config, write_index, write_json
 
 SHARD_BYTES = 15 << 20
+_HEAD_BYTES = 160  # what the head of a file says of one tensor, at most
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,11 @@ def _write_weights(folder: Path, stem: str, weights: Mapping[str, Any]) -> None:
     room = SHARD_BYTES
     for name, value in weights.items():
         tensor = value.detach().to("cpu", torch.float16).contiguous()
-        if tensor.nbytes > room and shards[-1]:
+        needed = tensor.nbytes + _HEAD_BYTES
+        if needed > room and shards[-1]:
             shards.append({})
             room = SHARD_BYTES
-        room -= tensor.nbytes
+        room -= needed
         shards[-1][name] = tensor
     if len(shards) == 1:
         _save(folder / f"{stem}.safetensors", shards[0])
