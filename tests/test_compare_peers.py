@@ -82,12 +82,16 @@ def test_a_worker_that_ends_is_an_error(workshop):
     worker.close()
 
 
-def test_a_peer_that_ends_in_a_round_leaves_no_seconds(workshop, monkeypatch):
+@pytest.mark.parametrize("waits", [False, True])
+def test_a_peer_that_ends_in_a_round_leaves_no_seconds(workshop, monkeypatch, waits):
+    """Found dead when it is asked, and when it should answer."""
     turn, count = Worker.turn, iter(range(9))
 
     def ends_in_the_second(self):
         if next(count) == 1:
             self._process.kill()
+            if waits:
+                self._process.wait()
         return turn(self)
 
     monkeypatch.setattr(Worker, "turn", ends_in_the_second)

@@ -63,7 +63,7 @@ class Worker:
             self._process.stdin.write("\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            raise WorkerError(last_line(self._log)) from None
+            raise self._end() from None
         answer = self._answer()
         self._process.send_signal(signal.SIGSTOP)
         return answer
@@ -80,10 +80,14 @@ class Worker:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            self._process.wait()
-            raise WorkerError(last_line(self._log) or f"it ended with {self._process.returncode}")
+            raise self._end()
         answer: dict[str, Any] = json.loads(line)
         return answer
+
+    def _end(self) -> WorkerError:
+        """Why a process that is no longer there ended."""
+        self._process.wait()
+        return WorkerError(last_line(self._log) or f"it ended with {self._process.returncode}")
 
 
 def last_line(log: Path) -> str:
