@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,18 @@ def run(folder: Path, stage: str, **limits: Any) -> None:
     module.run(Context(stage, settings, folder, say=lambda _: None, **limits))
 
 
+@contextmanager
+def put_aside(folder: Path) -> Iterator[None]:
+    """Lets a stage begin anew; afterwards what it left there gives way to what was there."""
+    aside = folder.with_name("aside")
+    shutil.move(folder, aside)
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder)
+        shutil.move(aside, folder)
+
+
 def equal(left: Any, right: Any) -> bool:
     if isinstance(left, dict):
         return left.keys() == right.keys() and all(equal(left[key], right[key]) for key in left)
@@ -98,16 +112,12 @@ def equal(left: Any, right: Any) -> bool:
 def test_stopped_and_resumed_equals_unbroken(trained: Path, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped after each update; in between the round of `progressive` changes and the discriminator pauses."""
     unbroken = torch.load(trained / stage / "full.pt")
-    shutil.move(trained / stage, trained / "unbroken")
-    try:
+    with put_aside(trained / stage):
         for _ in range(6):
             clock = iter([0.0, *[100.0] * 9])
             monkeypatch.setattr("weights_tools.training.stage.time.monotonic", lambda clock=clock: next(clock))
             run(trained, stage, minutes=1.0, resume=True)
         resumed = torch.load(trained / stage / "full.pt")
-    finally:
-        shutil.rmtree(trained / stage)
-        shutil.move(trained / "unbroken", trained / stage)
     assert resumed["step"] == unbroken["step"] == 6
     for part in ("modules", "averages", "optimizers"):
         assert equal(unbroken[part], resumed[part]), part
@@ -130,10 +140,9 @@ def test_light_checkpoint_is_a_pipeline_of_the_averages(trained: Path, stage: st
 
 def test_two_processes_resume_exactly(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings = STAGES["base"][1]
-    shutil.move(trained / "base", trained / "alone")
-    try:
-        found = []
-        for stops in ((), (1.0,)):
+    found = []
+    for stops in ((), (1.0,)):
+        with put_aside(trained / "base"):
             for minutes in (*stops, None):
                 clock = itertools.chain([0.0], itertools.repeat(100.0))
                 with monkeypatch.context() as patch:
@@ -143,9 +152,6 @@ def test_two_processes_resume_exactly(trained: Path, monkeypatch: pytest.MonkeyP
                     with workers.together(2, context):
                         run_stage(context)
             found.append(torch.load(trained / "base" / "full.pt"))
-            shutil.rmtree(trained / "base")
-    finally:
-        shutil.move(trained / "alone", trained / "base")
     assert found[0]["step"] == found[1]["step"] == 6
     assert equal(found[0]["modules"], found[1]["modules"])
     assert equal(found[0]["optimizers"], found[1]["optimizers"])
@@ -154,14 +160,10 @@ def test_two_processes_resume_exactly(trained: Path, monkeypatch: pytest.MonkeyP
 def test_processes_average_gradients_and_share_directions(trained: Path) -> None:
     """After one update two processes have the weights of one process with the mean of their gradients."""
     context = Context("base", STAGES["base"][1] | {"samples": 8}, trained, say=lambda _: None)
-    shutil.move(trained / "base", trained / "alone")
-    try:
+    with put_aside(trained / "base"):
         with workers.together(2, context):
             run_stage(context)
         together = torch.load(trained / "base" / "full.pt")["modules"]["model"]
-    finally:
-        shutil.rmtree(trained / "base")
-        shutil.move(trained / "alone", trained / "base")
     expected = _mean_update(context, processes=2)
     for name, value in expected.items():
         torch.testing.assert_close(together[name], value, rtol=1e-4, atol=1e-6, msg=name)
@@ -177,7 +179,7 @@ def _mean_update(context: Context, processes: int) -> dict[str, Any]:
     optimizers = muon_and_adamw(model, config).values()
     for rank in range(processes):
         torch.manual_seed(config.seed * 1_000_003 * processes + rank)
-        random = np.random.default_rng([config.seed, 0, *([rank] if rank else [])])
+        random = np.random.default_rng([config.seed, 0, rank])
         sample, noise, ids = batches.draw(random, config.batch_size // processes)
         ids = base.dropped(random, ids, empty, config.caption_dropout)
         timestep = base.random_timesteps(random, len(ids), "cpu", config.first_share)

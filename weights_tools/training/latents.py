@@ -100,7 +100,8 @@ def run(context: Context) -> None:
         pictures = read_pictures(folder, config.picture)
     else:
         emoji = read_training_emoji(context.folder, config.concepts)
-        write_concepts(context.output / CONCEPTS, emoji.names)
+        with replacing(context.output / CONCEPTS) as file:
+            file.write("".join(f"{name}\n" for name in emoji.names).encode())
         scenes = list(_claimed(emoji, config, rows))
         pictures = (layouts.draw(emoji, scene, config.picture) for scene in scenes)
     model = load_autoencoder(context.folder / "vae" / "light").to(context.device)
@@ -113,14 +114,8 @@ def run(context: Context) -> None:
     context.say(f"{len(latents)} pictures, {len(rows.rows)} captions, scaling_factor {scaling_factor:.4f}")
 
 
-def write_concepts(path: Path, names: Sequence[str]) -> None:
-    """Writes the names of the emoji that a run teaches, one in a line."""
-    with replacing(path) as file:
-        file.write("".join(f"{name}\n" for name in names).encode())
-
-
 def read_concepts(folder: Path) -> tuple[str, ...]:
-    """The names that the stage wrote in a run's folder; none if there is no such file."""
+    """The names of the emoji that a run teaches, as the stage left them; none if it left no such file."""
     path = folder / "latents" / CONCEPTS
     return tuple(path.read_text(encoding="utf-8").splitlines()) if path.exists() else ()
 

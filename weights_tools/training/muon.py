@@ -60,19 +60,25 @@ def orthogonal(matrix: Tensor) -> Tensor:
     The steps are polynomials of the square x x^T, so that only they, the smaller matrices, are iterated, and x is
     multiplied once by the product of all.
     """
-    a, b, c = _NEWTON_SCHULZ
     is_tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if is_tall else matrix
     x = x / (x.norm() + 1e-7)
     square = x @ x.T
-    product = torch.eye(len(x), device=x.device)
-    for _ in range(_NEWTON_SCHULZ_STEPS):
-        step = torch.addmm(square, square, square, beta=b, alpha=c)
-        step.diagonal().add_(a)
-        product = step @ product
+    product = step = _polynomial(square)
+    for _ in range(_NEWTON_SCHULZ_STEPS - 1):
         square = step @ square @ step
+        step = _polynomial(square)
+        product = step @ product
     x = product @ x
     return x.T if is_tall else x
+
+
+def _polynomial(square: Tensor) -> Tensor:
+    """One Newton-Schulz step as a matrix: a + b square + c square^2."""
+    a, b, c = _NEWTON_SCHULZ
+    step = torch.addmm(square, square, square, beta=b, alpha=c)
+    step.diagonal().add_(a)
+    return step
 
 
 def muon_and_adamw(module: torch.nn.Module, config: LoopConfig) -> dict[str, Any]:

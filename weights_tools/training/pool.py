@@ -47,13 +47,11 @@ class Pool:
         self._rows = {name: np.flatnonzero(kind == index) for index, name in enumerate(KINDS)}
         self._sums = {name: np.cumsum(weight[rows], dtype=np.float64) for name, rows in self._rows.items()}
         self._group = np.full(len(kind), -1)
-        self._members: list[NDArray[np.int32]] = []
         rows = np.concatenate([self._rows[name] for name in _OPEN_KINDS])
         _, groups = np.unique(ids[rows], axis=0, return_inverse=True)
-        for group in range(groups.max(initial=-1) + 1):
-            here = rows[groups.ravel() == group]
-            self._group[here] = len(self._members)
-            self._members.append(np.unique(picture[here]))
+        self._group[rows] = groups = groups.ravel()
+        sorted_pictures = picture[rows[np.argsort(groups)]]
+        self._members = [np.unique(part) for part in np.split(sorted_pictures, np.cumsum(np.bincount(groups)))]
 
     def sample(
         self, random: np.random.Generator, count: int, chances: Mapping[str, float]

@@ -228,8 +228,8 @@ def train(
                 for group in optimizer.param_groups:
                     group["lr"] = rate * group.get("rate_scale", 1.0)
             torch.manual_seed((config.seed * 1_000_003 + state.step) * workers.count() + workers.rank())
-            source = [config.seed, state.step, *([workers.rank()] if workers.rank() else [])]
-            figures, is_over = workers.agree(update(state.step, np.random.default_rng(source)), is_ending())
+            random = np.random.default_rng([config.seed, state.step, workers.rank()])
+            figures, is_over = workers.agree(update(state.step, random), is_ending())
             if not all(math.isfinite(value) for value in figures.values()):
                 raise NumericError(f"a figure of step {state.step} is not finite: {figures}; lower learning_rate")
             state.step += 1

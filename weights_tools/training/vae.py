@@ -98,8 +98,9 @@ def run(context: Context) -> None:
     def update(step: int, random: np.random.Generator) -> Mapping[str, float]:
         done = step / config.steps
         whole = done >= 1 - config.whole
-        count = config.batch_size * config.crop**2 // config.picture**2 if whole else config.batch_size
-        count = max(1, count // workers.count())
+        count = workers.share(config.batch_size)
+        if whole:
+            count = max(1, count * config.crop**2 // config.picture**2)
         pictures, foreground = batch(source, random, count, config.picture, None if whole else config.crop)
         sample, weight = to_tensor(pictures, context.device), torch.from_numpy(foreground).to(context.device)
         with autocast(context.device):

@@ -88,7 +88,7 @@ def descend(module: nn.Module, optimizers: Iterable[torch.optim.Optimizer], loss
 
 def agree(figures: Mapping[str, float], is_ending: bool) -> tuple[dict[str, float], bool]:
     """The mean of each figure, and whether any process wants to end."""
-    values = torch.tensor([*figures.values(), count() * float(is_ending)], dtype=torch.float64)
+    values = torch.tensor([*figures.values(), float(is_ending)], dtype=torch.float64)
     sum_over([values])
     *means, ending = (values / count()).tolist()
     return dict(zip(figures, means, strict=True)), ending > 0
