@@ -195,10 +195,21 @@ def test_levels_of_the_discriminator_lie_below_the_generators() -> None:
     assert levels[:1000].median() == pytest.approx(499, abs=60) and levels[:1000].min() < 120
 
 
-def test_generator_starts_from_noise_half_of_the_time() -> None:
-    found = ufogen.generator_timesteps(np.random.default_rng(0), 8000, 8)
-    assert set(found.tolist()) == set(trailing(8))
-    assert (found == 999).double().mean() == pytest.approx(0.5 + 0.5 / 8, abs=5 * 0.5 / math.sqrt(8000))
+def test_generator_begins_with_noise_or_where_its_own_steps_lead() -> None:
+    diffusion, noise, sample = Diffusion(), torch.randn(5, 2, 3, 3), torch.randn(5, 2, 3, 3)
+
+    def perfect(noisy: torch.Tensor, timestep: torch.Tensor, text: torch.Tensor) -> torch.Tensor:
+        assert len(noisy) == len(timestep) == len(text) == 2
+        return diffusion.velocity(text, noise[1::2], timestep)
+
+    seen = set()
+    for seed in range(60):
+        noisy, timestep = ufogen.beginnings(np.random.default_rng(seed), diffusion, perfect, noise, sample, 8)
+        assert torch.equal(noisy[::2], noise[::2]) and timestep[::2].tolist() == [999] * 3
+        assert timestep[1] == timestep[3]
+        torch.testing.assert_close(noisy, diffusion.add_noise(sample, noise, timestep))
+        seen.add(int(timestep[1]))
+    assert seen == set(trailing(8))
 
 
 def test_both_terms_pull_equally() -> None:

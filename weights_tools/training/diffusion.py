@@ -64,14 +64,16 @@ class Diffusion:
         """SNR, the ratio of variances, (n, 1, 1, 1)."""
         return (self.signal(timestep) / self.noise(timestep)).square()
 
-    def denoise(self, noise: Tensor, predict: Predict, num_inference_steps: int) -> Tensor:
-        """Clean latents from pure noise by DDIM at trailing timesteps."""
-        noisy = noise
-        timesteps = [*trailing(num_inference_steps), CLEAN]
+    def walk(self, noisy: Tensor, predict: Predict, timesteps: Sequence[int]) -> Tensor:
+        """Latents at the last of falling timesteps, from those at the first, by a DDIM step to each."""
         for now, following in itertools.pairwise(timesteps):
-            timestep, target = (torch.full((len(noise),), value, device=noise.device) for value in (now, following))
+            timestep, target = (torch.full((len(noisy),), value, device=noisy.device) for value in (now, following))
             noisy = self.step(noisy, predict(noisy, timestep), timestep, target)
         return noisy
+
+    def denoise(self, noise: Tensor, predict: Predict, num_inference_steps: int) -> Tensor:
+        """Clean latents from pure noise by DDIM at trailing timesteps."""
+        return self.walk(noise, predict, [*trailing(num_inference_steps), CLEAN])
 
 
 def trailing(num_inference_steps: int) -> Sequence[int]:

@@ -1,10 +1,12 @@
 """The stage `ufogen`: a diffusion GAN sharpens the one-step student and lets bare keywords choose.
 
 Xu et al., "UFOGen", arXiv 2311.09257, for a generator that shares its weights between one step and eight. Both networks
-start from a UNet. The generator predicts clean latents; the discriminator sees them and true ones at a noise level of
-any height and judges each latent cell. The generator is also held to the true latents, less so for bare keywords, of
-which one caption has many. The discriminator is kept smooth by perturbation (arXiv 2211.11092's R1 without a second
-derivative): |D(x) - D(x + s n)|^2.
+start from a UNet. Half of each batch begins with noise alone, the other half where the generator's own steps have led
+(backward distillation, Kohler et al., "Imagine Flash", arXiv 2405.05224): on noised true latents it would never meet
+its own mistakes, which eight steps add up. The generator predicts clean latents; the discriminator sees them and true
+ones at a noise level of any height and judges each latent cell. The generator is also held to the true latents, less so
+for bare keywords, of which one caption has many. The discriminator is kept smooth by perturbation (arXiv 2211.11092's
+R1 without a second derivative): |D(x) - D(x + s n)|^2.
 """
 
 # PyTorch gives the results of modules as Any.
@@ -12,7 +14,7 @@ derivative): |D(x) - D(x + s n)|^2.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,12 +27,10 @@ from mdrt.errors import ConversionError
 from weights_tools.modules import MobileDiffusionUNet2DConditionModel, load_unet
 from weights_tools.training import workers
 from weights_tools.training.base import Batches, DiffusionTraining
-from weights_tools.training.diffusion import NUM_TRAIN_TIMESTEPS, Diffusion, trailing
+from weights_tools.training.diffusion import Diffusion, trailing
 from weights_tools.training.networks import TextToLatents, autocast, load, write_light
 from weights_tools.training.pool import KINDS
 from weights_tools.training.stage import Context, State, adamw, train
-
-_ONE_STEP_SHARE = 0.5  # of samples that begin with noise alone; the others at one of the trailing timesteps
 
 
 @dataclass(frozen=True)
@@ -71,11 +71,28 @@ def random_levels(random: np.random.Generator, timestep: Tensor) -> Tensor:
     return (torch.from_numpy(share).to(timestep.device) * timestep).long()
 
 
-def generator_timesteps(random: np.random.Generator, count: int, num_inference_steps: int) -> Tensor:
-    """Where the generator begins, (count) int64: half of the time at 999."""
-    times = np.array(trailing(num_inference_steps))
-    chosen = times[random.integers(len(times), size=count)]
-    return torch.from_numpy(np.where(random.random(count) < _ONE_STEP_SHARE, NUM_TRAIN_TIMESTEPS - 1, chosen))
+def beginnings(
+    random: np.random.Generator,
+    diffusion: Diffusion,
+    predict: Callable[..., Tensor],
+    noise: Tensor,
+    text: Tensor,
+    steps: int,
+) -> tuple[Tensor, Tensor]:
+    """Where the generator begins: latents like `noise` (n, channels, height, width), and timesteps (n) int64.
+
+    Every second begins at 999; the others at one of the trailing timesteps of `steps`, the same for all of them.
+
+    Args:
+        predict: takes noisy latents, timesteps and text.
+    """
+    times = trailing(steps)
+    way = times[: 1 + random.integers(len(times))]
+    noisy, timestep = noise.clone(), torch.full((len(noise),), times[0], device=noise.device)
+    with torch.no_grad():
+        noisy[1::2] = diffusion.walk(noise[1::2], lambda *state: predict(*state, text[1::2]), way)
+    timestep[1::2] = way[-1]
+    return noisy, timestep
 
 
 def balanced_gradient(reconstruction: Tensor, adversarial: Tensor, output: Tensor, weight: float) -> Tensor:
@@ -97,15 +114,16 @@ class _Game:
         self.num_keywords = round(config.keyword_share * self.batch_size) if has_keywords else 0
 
     def update(self, step: int, random: np.random.Generator) -> Mapping[str, float]:
-        config, generator = self.config, self.state.modules["generator"]
+        config = self.config
         sample, noise, ids = self._draw(random)
-        timestep = generator_timesteps(random, len(ids), config.num_inference_steps).to(self.device)
-        noisy = self.diffusion.add_noise(sample, noise, timestep)
-        level = random_levels(random, timestep)
         with autocast(self.device, config.bf16):
             with torch.no_grad():
                 text = self.text_encoder(ids)
-            velocity = generator(noisy, timestep, text).float()
+            noisy, timestep = beginnings(
+                random, self.diffusion, self._predict, noise, text, config.num_inference_steps
+            )
+            level = random_levels(random, timestep)
+            velocity = self._predict(noisy, timestep, text)
             drawn = self.diffusion.predicted_sample(noisy, velocity, timestep)
             figures = {}
             if step % config.discriminator_every == 0:
@@ -118,6 +136,9 @@ class _Game:
         gradient = balanced_gradient(reconstruction, adversarial, drawn, config.adversarial_weight)
         self._descend("generator", (drawn * gradient.detach()).sum())
         return {"reconstruction": reconstruction.item(), "adversarial": adversarial.item(), **figures}
+
+    def _predict(self, noisy: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+        return self.state.modules["generator"](noisy, timestep, text).float()
 
     def _descend(self, name: str, loss: Tensor) -> None:
         workers.descend(self.state.modules[name], [self.state.optimizers[name]], loss, self.config.clip_norm)
