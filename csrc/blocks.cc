@@ -9,8 +9,9 @@ constexpr int64_t kMaxTaskPanels = 32;      // columns / 16 of a task: its C blo
 constexpr int64_t kMinTasks = 16;           // enough to share among the cores of a board
 constexpr int64_t kWideBlockChannels = 64;  // of a pass
 constexpr int64_t kWinogradInt8Channels = 1792;   // beyond, four times a sum might not fit into 32 bits
-constexpr int64_t kWinogradInt8Pixels = 192;      // of a task: 48 tiles
-constexpr int64_t kWinogradInt8Panels = 6;        // their sums at 16 points stay in the second-level cache
+constexpr int64_t kWinogradInt8Pixels = 384;      // of a task: 96 tiles
+constexpr int64_t kWinogradInt8Depth = 128;       // channels of a pass
+constexpr int64_t kWinogradInt8Panels = 4;        // of a task: their sums at 16 points stay in the second-level cache
 constexpr int64_t kWinogradPanels = 12;
 constexpr int64_t kWinogradTasks = 8;       // every task transforms pixels and weights of its own
 
@@ -104,7 +105,7 @@ void choose_winograd_blocks(GemmArgs* g, const TileInfo& tile) {
 void choose_int8_blocks(GemmArgs* g, const TileInfo& tile, bool per_image) {
   choose_pixels(g, tile, per_image);
   // Sums never wait in memory: a task may take all columns.
-  choose_panels(g, tile.int8_columns / kPanel, g->gated ? g->panels / 2 : g->panels, 2);
+  choose_panels(g, tile.int8_columns / kPanel, g->gated ? g->panels / 2 : g->panels, tile.int8_task_panels);
 }
 
 bool can_use_winograd_int8(const GemmArgs& g) {
@@ -117,6 +118,7 @@ bool winograd_int8_pays(const GemmArgs& g, const TileInfo& tile) {
 
 void choose_winograd_int8_blocks(GemmArgs* g) {
   choose_wide_block(g, kWinogradInt8Pixels, 2);
+  g->k_block = std::min(g->k_channels, kWinogradInt8Depth);
   choose_panels(g, 1, kWinogradInt8Panels, 2);
 }
 

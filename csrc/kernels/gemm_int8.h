@@ -14,7 +14,7 @@ inline bool reads_in_place(const GemmArgs& g) { return g.plain_product && kInt8B
 
 inline Int8Scratch int8_scratch(const GemmArgs& g) {
   Int8Scratch s;
-  s.tile_stride = round_up(g.k_channels, kInt8Align) * kInt8Bytes;
+  s.tile_stride = round_up(g.k_channels, kInt8Align) * kInt8Bytes + kInt8Tail;
   if (s.tile_stride % 128 == 0) s.tile_stride += 64;        // an odd number of cache lines: see gemm_scratch
   const int64_t h = (g.block_h - 1) * g.stride_h + g.kernel_h, w = (g.block_w - 1) * g.stride_w + g.kernel_w;
   s.tile = reads_in_place(g) ? 0 : h * w * s.tile_stride;
@@ -144,12 +144,12 @@ void int8_panels(const Int8Block& block, int64_t panel, int32_t* c) {
   const int64_t pixels = t.h * t.w;
   int64_t y = 0, x = 0;
   for (int64_t m = 0; m < pixels; m += kInt8Rows) {
-    for (int r = 0; r < kInt8Rows; ++r) {
+    sums.rows = pixels - m < kInt8Rows ? pixels - m : kInt8Rows;
+    for (int64_t r = 0; r < round_up(sums.rows, kInt8RowStep); ++r) {
       tile.rows[r] = block.a + (y * g.stride_h * block.a_w + x * g.stride_w) * block.a_stride;
       pixels_of[r] = block.pixel0 + y * g.out_w + x;
       if (m + r + 1 < pixels && ++x == t.w) x = 0, ++y;
     }
-    sums.rows = pixels - m < kInt8Rows ? pixels - m : kInt8Rows;
     tile.num_rows = static_cast<int>(sums.rows);
     tile.b = b;
     tile.c = c;

@@ -5,8 +5,6 @@
 
 namespace {
 
-constexpr int64_t kInt8Align = 64;    // bytes of a pixel that gemm_int8 may read: a multiple of this
-
 typedef int8_t vb __attribute__((vector_size(VL)));
 typedef int8_t vb_unaligned __attribute__((vector_size(VL), aligned(1), may_alias));
 
@@ -15,9 +13,18 @@ inline vf absolute(vf x) { return bits_to_float(float_to_bits(x) & 0x7fffffff); 
 // Nearest integers, ties to even, of values below 2^22 in magnitude: the sum's unit of the last place is 1.
 inline vi round_to_int(vf x) { return float_to_bits(x + 12582912.0f) - 0x4b400000; }
 
+// The low bytes of integers that a byte of the layer's kind holds.
 inline void store_int8(int8_t* out, vi q) {
 #if defined(__AVX512F__)
   _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm512_cvtepi32_epi8(reinterpret_cast<__m512i>(q)));
+#elif defined(__AVX2__)
+  const __m256i all = reinterpret_cast<__m256i>(q);
+  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+#ifdef MDRT_UNSIGNED_INT8_A
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(out), _mm_packus_epi16(words, words));
+#else
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(out), _mm_packs_epi16(words, words));
+#endif
 #else
   *reinterpret_cast<vb_unaligned*>(out) = __builtin_convertvector(q, vb);
 #endif

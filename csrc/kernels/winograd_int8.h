@@ -18,7 +18,7 @@ constexpr bool kInt8WinogradPays = false;
 #endif
 
 constexpr int64_t kIntOut = 2, kIntIn = 4, kIntPoints = 16;
-constexpr int64_t kGroupBytes = 4 * VL;         // channels whose even and odd pairs fill two vectors
+constexpr int64_t kGroupBytes = 4 * VL;         // channels whose even and odd pairs, side by side, fill two vectors
 
 // Activations: the even and the odd channels of a group of four.
 #ifdef MDRT_UNSIGNED_INT8_A
@@ -51,8 +51,8 @@ struct Int8WinogradScratch {
   int64_t columns;                            // pixels of a row, halo included
   int64_t pixels;                             // pointers to them
   int64_t padding;                            // bytes of a pixel of padding
-  int64_t tiles, tile_stride, input_point;    // inputs, 32 bits: (point, tile, pair)
-  int64_t weight_point;                       // weights, 32 bits: (point, pair, 16)
+  int64_t tiles, tile_stride, input_point;    // inputs, 32 bits: (point, tile, quad, 2)
+  int64_t weight_point;                       // weights, 32 bits: (point, quad, 2, 16)
   int64_t sum_panel, sum_point;               // sums, 32 bits: (point, panel, tile, 16)
   int64_t results;                            // sums of a row of tiles
 };
@@ -63,7 +63,7 @@ inline Int8WinogradScratch int8_winograd_scratch(const GemmArgs& g) {
   s.columns = columns + 2;
   s.pixels = (rows + 2) * s.columns;
   s.padding = round_up(g.k_channels, kInt8Align);
-  s.tiles = round_up(rows * columns / (kIntOut * kIntOut), 4) + 2;      // a register tile may hold more rows than there are
+  s.tiles = round_up(rows * columns / (kIntOut * kIntOut), kInt16Rows);
   s.tile_stride = round_up(g.k_block, kGroupBytes) / 2;
   s.input_point = odd_lines(s.tiles * s.tile_stride);
   s.weight_point = odd_lines(s.tile_stride * kPanel);
@@ -73,12 +73,13 @@ inline Int8WinogradScratch int8_winograd_scratch(const GemmArgs& g) {
   return s;
 }
 
-// Channels [k0, k0 + depth) of all tiles -> inputs. Of kGroupBytes channels the even pairs come first, then the odd ones.
+// Channels [k0, k0 + depth) of all tiles -> inputs; adds up their own products: (point, tile).
 inline void transform_int8_inputs(const int8_t* const* pixels, const WinogradTiles& tiles, int64_t k0, int64_t depth,
-                                  const Int8WinogradScratch& s, int32_t* inputs) {
+                                  const Int8WinogradScratch& s, int32_t* inputs, int32_t* row_sums) {
   for (int64_t tile = 0; tile < tiles.count(); ++tile) {
     const int8_t* const* from = pixels + tile / tiles.columns * kIntOut * s.columns + tile % tiles.columns * kIntOut;
     int32_t* to = inputs + tile * s.tile_stride;
+    vi own[kIntPoints] = {};
     for (int64_t c = k0; c < k0 + depth; c += kGroupBytes, to += 2 * VL) {
       vs even[kIntPoints], odd[kIntPoints];              // (column, point of rows)
 #pragma GCC unroll 4
@@ -102,17 +103,18 @@ inline void transform_int8_inputs(const int8_t* const* pixels, const WinogradTil
         int8_winograd_input(odd_row, odd_points);
 #pragma GCC unroll 4
         for (int x = 0; x < kIntIn; ++x) {
-          int32_t* point = to + (y * kIntIn + x) * s.input_point;
-          store_int(point, reinterpret_cast<vi>(even_points[x]));
-          store_int(point + VL, reinterpret_cast<vi>(odd_points[x]));
+          const vi pairs = reinterpret_cast<vi>(even_points[x]), partners = reinterpret_cast<vi>(odd_points[x]);
+          store_quads(to + (y * kIntIn + x) * s.input_point, pairs, partners);
+          own[y * kIntIn + x] = dot2(own[y * kIntIn + x], pairs, partners);
         }
       }
     }
+    for (int64_t point = 0; point < kIntPoints; ++point) row_sums[point * s.tiles + tile] += sum_lanes(own[point]);
   }
 }
 
-// Nine weights of VL columns and two k -> 16 points, `point` apart.
-inline void transform_int8_weights(const vs* taps, int32_t* out, int64_t point) {
+// Nine weights of VL columns and two k -> 16 points.
+inline void transform_int8_weights(const vs* taps, vs* out) {
   vs half[3 * kIntIn];                                   // (column, point of rows)
 #pragma GCC unroll 3
   for (int x = 0; x < 3; ++x) {
@@ -122,22 +124,18 @@ inline void transform_int8_weights(const vs* taps, int32_t* out, int64_t point) 
 #pragma GCC unroll 4
   for (int y = 0; y < kIntIn; ++y) {
     const vs row[3] = {half[y], half[kIntIn + y], half[2 * kIntIn + y]};
-    vs points[kIntIn];
-    int8_winograd_weight(row, points);
-#pragma GCC unroll 4
-    for (int x = 0; x < kIntIn; ++x) store_int(out + (y * kIntIn + x) * point, reinterpret_cast<vi>(points[x]));
+    int8_winograd_weight(row, out + y * kIntIn);
   }
 }
 
-// Channels [k0, k0 + depth) of a panel -> weights; zeros from there to the end of a group.
+// Channels [k0, k0 + depth) of a panel -> weights, zeros from there to the end of a group; adds up their own products: (point, 16).
 inline void transform_int8_panel(const GemmArgs& g, int64_t panel, int64_t k0, int64_t depth, const Int8WinogradScratch& s,
-                                 int32_t* weights) {
+                                 int32_t* weights, int32_t* column_sums) {
   const int64_t tap = g.k_channels * kPanel;
   const int8_t* from = static_cast<const int8_t*>(g.weight) + panel * 9 * tap + k0 * kPanel;
-  for (int64_t k = 0; k < round_up(depth, kGroupBytes); k += 4) {
-    int32_t* to = weights + (k / kGroupBytes * 2 * VL + k % kGroupBytes / 4) * kPanel;
+  for (int64_t k = 0; k < round_up(depth, kGroupBytes); k += 4, weights += 2 * kPanel) {
     for (int64_t j = 0; j < kPanel; j += VL) {
-      vs even[9] = {}, odd[9] = {};
+      vs even[9] = {}, odd[9] = {}, even_points[kIntPoints], odd_points[kIntPoints];
       if (k < depth) {
 #pragma GCC unroll 9
         for (int i = 0; i < 9; ++i) {
@@ -146,35 +144,52 @@ inline void transform_int8_panel(const GemmArgs& g, int64_t panel, int64_t k0, i
           odd[i] = reinterpret_cast<vs>(odd_bytes(bytes));
         }
       }
-      transform_int8_weights(even, to + j, s.weight_point);
-      transform_int8_weights(odd, to + VL * kPanel + j, s.weight_point);
+      transform_int8_weights(even, even_points);
+      transform_int8_weights(odd, odd_points);
+#pragma GCC unroll 16
+      for (int64_t point = 0; point < kIntPoints; ++point) {
+        const vi pairs = reinterpret_cast<vi>(even_points[point]), partners = reinterpret_cast<vi>(odd_points[point]);
+        int32_t* own = column_sums + point * kPanel + j;
+        store_int(weights + point * s.weight_point + j, pairs);
+        store_int(weights + point * s.weight_point + kPanel + j, partners);
+        store_int(own, dot2(load_int(own), pairs, partners));
+      }
     }
   }
 }
 
 // sums (+)= inputs * weights, at every point.
-inline void multiply_int8_points(const int32_t* inputs, const int32_t* weights, int64_t tiles, int64_t pairs,
+inline void multiply_int8_points(const int32_t* inputs, const int32_t* weights, int64_t tiles, int64_t quads,
                                  const Int8WinogradScratch& s, int32_t* sums, bool accumulate) {
   for (int64_t point = 0; point < kIntPoints; ++point) {
-    const int32_t* rows[kInt16Rows + 2];
+    const int32_t* rows[kInt16Rows];
     for (int64_t m = 0; m < tiles; m += kInt16Rows) {
-      for (int64_t r = 0; r < kInt16Rows + 2; ++r) {
+      for (int64_t r = 0; r < kInt16Rows; ++r) {
         rows[r] = inputs + point * s.input_point + (m + r < tiles ? m + r : tiles - 1) * s.tile_stride;
       }
       const int64_t count = tiles - m < kInt16Rows ? tiles - m : kInt16Rows;
-      multiply_int16(rows, count, pairs, weights + point * s.weight_point, sums + point * s.sum_point + m * kPanel, accumulate);
+      multiply_int16(rows, count, quads, weights + point * s.weight_point, sums + point * s.sum_point + m * kPanel, accumulate);
     }
   }
 }
 
-// The outputs of one tile, VL columns, from sums of one panel.
-inline void transform_int8_outputs(const int32_t* sums, int64_t point, vi* out) {
+// Sums of one panel, and the products that rows and columns contribute alone.
+struct Int8PointSums {
+  const int32_t *sums, *rows, *columns;
+};
+
+// The outputs of a tile, VL columns from `column` on.
+inline void transform_int8_outputs(const Int8PointSums& from, int64_t tile, int64_t column, const Int8WinogradScratch& s, vi* out) {
   vu half[kIntIn * kIntOut];                             // (column, output row)
 #pragma GCC unroll 4
   for (int x = 0; x < kIntIn; ++x) {
     vu m[kIntIn];
 #pragma GCC unroll 4
-    for (int y = 0; y < kIntIn; ++y) m[y] = reinterpret_cast<vu>(load_int(sums + (y * kIntIn + x) * point));
+    for (int y = 0; y < kIntIn; ++y) {
+      const int64_t point = y * kIntIn + x;
+      const vi own = load_int(from.columns + point * kPanel + column) + from.rows[point * s.tiles + tile];
+      m[y] = reinterpret_cast<vu>(load_int(from.sums + point * s.sum_point + tile * kPanel + column) - own);
+    }
     half[x * kIntOut] = m[0] + m[1] + m[2];
     half[x * kIntOut + 1] = m[1] - m[2] - m[3];
   }
@@ -187,7 +202,7 @@ inline void transform_int8_outputs(const int32_t* sums, int64_t point, vi* out) 
 }
 
 // Sums of a panel -> output pixels, a row of tiles at a time.
-inline void finish_int8_panel(const Int8Block& block, const WinogradTiles& tiles, int64_t panel, const int32_t* panel_sums,
+inline void finish_int8_panel(const Int8Block& block, const WinogradTiles& tiles, int64_t panel, const Int8PointSums& from,
                               const Int8WinogradScratch& s, int32_t* results) {
   const GemmArgs& g = block.g;
   const GemmTask& t = block.t;
@@ -201,7 +216,7 @@ inline void finish_int8_panel(const Int8Block& block, const WinogradTiles& tiles
     const int64_t y0 = tile / tiles.columns * kIntOut, x0 = tile % tiles.columns * kIntOut;
     for (int64_t j = 0; j < kPanel; j += VL) {
       vi out[kIntOut * kIntOut];
-      transform_int8_outputs(panel_sums + tile * kPanel + j, s.sum_point, out);
+      transform_int8_outputs(from, tile, j, s, out);
       int64_t row = sums.rows;
       for (int64_t i = 0; i < kIntOut * kIntOut; ++i) {
         const int64_t y = y0 + i / kIntOut, x = x0 + i % kIntOut;
@@ -222,7 +237,7 @@ inline void finish_int8_panel(const Int8Block& block, const WinogradTiles& tiles
 
 static int64_t winograd_int8_scratch_bytes(const GemmArgs* args) {
   const Int8WinogradScratch s = int8_winograd_scratch(*args);
-  const int64_t ints = kIntPoints * (s.input_point + s.weight_point + s.sum_point) + s.results;
+  const int64_t ints = kIntPoints * (s.input_point + s.weight_point + s.sum_point + args->task_panels * kPanel + s.tiles) + s.results;
   return ints * static_cast<int64_t>(sizeof(int32_t)) + s.pixels * static_cast<int64_t>(sizeof(int8_t*)) + s.padding;
 }
 
@@ -233,7 +248,10 @@ static void winograd_int8(const GemmArgs* args, int64_t task, void* scratch) {
   int32_t* inputs = static_cast<int32_t*>(scratch);
   int32_t* weights = inputs + kIntPoints * s.input_point;
   int32_t* sums = weights + kIntPoints * s.weight_point;
-  int32_t* results = sums + kIntPoints * s.sum_point;
+  int32_t* column_sums = sums + kIntPoints * s.sum_point;
+  int32_t* row_sums = column_sums + kIntPoints * g.task_panels * kPanel;
+  int32_t* results = row_sums + kIntPoints * s.tiles;
+  memset(column_sums, 0, static_cast<size_t>(results - column_sums) * sizeof(int32_t));
   const int8_t** pixels = reinterpret_cast<const int8_t**>(results + s.results);
   int8_t* padding = reinterpret_cast<int8_t*>(pixels + s.pixels);
   pad_int8_pixel(g, s.padding, padding);
@@ -247,12 +265,15 @@ static void winograd_int8(const GemmArgs* args, int64_t task, void* scratch) {
   }
   for (int64_t k0 = 0; k0 < g.k_channels; k0 += g.k_block) {
     const int64_t depth = g.k_channels - k0 < g.k_block ? g.k_channels - k0 : g.k_block;
-    transform_int8_inputs(pixels, tiles, k0, depth, s, inputs);
+    transform_int8_inputs(pixels, tiles, k0, depth, s, inputs, row_sums);
     for (int64_t p = 0; p < t.panels; ++p) {
-      transform_int8_panel(g, t.panel0 + p, k0, depth, s, weights);
-      multiply_int8_points(inputs, weights, tiles.count(), round_up(depth, kGroupBytes) / 2, s, sums + p * s.sum_panel, k0 > 0);
+      transform_int8_panel(g, t.panel0 + p, k0, depth, s, weights, column_sums + p * kIntPoints * kPanel);
+      multiply_int8_points(inputs, weights, tiles.count(), round_up(depth, kGroupBytes) / 4, s, sums + p * s.sum_panel, k0 > 0);
     }
   }
   Int8Block block = {g, t, nullptr, 0, 0, (t.image * g.out_h + t.y0) * g.out_w + t.x0, *g.input_scale, kInt8Offset + *g.input_zero_point};
-  for (int64_t p = 0; p < t.panels; ++p) finish_int8_panel(block, tiles, t.panel0 + p, sums + p * s.sum_panel, s, results);
+  for (int64_t p = 0; p < t.panels; ++p) {
+    const Int8PointSums from = {sums + p * s.sum_panel, row_sums, column_sums + p * kIntPoints * kPanel};
+    finish_int8_panel(block, tiles, t.panel0 + p, from, s, results);
+  }
 }

@@ -36,12 +36,14 @@ constexpr int kInt8Rows = 2, kInt8Panels = 1;
 #else
 constexpr int kInt8Rows = 2, kInt8Panels = 1;
 #endif
-// Of an element of A as the tile reads it; if 2, pixels are copied even where they could be read in place.
+constexpr int64_t kInt8Align = 64;    // bytes of a stored pixel that may be read: a multiple of this
+// Bytes of an element of A as the tile reads it, and of what stands behind a pixel; if there are 2, pixels are copied even where
+// they could be read in place. Pointers to rows must exist up to a multiple of kInt8RowStep.
 #if defined(__AVX2__) && !defined(__AVXVNNI__) && !defined(__AVX512BW__)
 #define MDRT_WIDE_INT8_A 1
-constexpr int64_t kInt8Bytes = 2;
+constexpr int64_t kInt8Bytes = 2, kInt8Tail = 64, kInt8RowStep = kInt16Rows, kInt8TaskPanels = 6;
 #else
-constexpr int64_t kInt8Bytes = 1;
+constexpr int64_t kInt8Bytes = 1, kInt8Tail = 0, kInt8RowStep = kInt8Rows, kInt8TaskPanels = 2;
 #endif
 constexpr int kInt8Columns = kInt8Panels * static_cast<int>(kPanel);
 

@@ -99,41 +99,63 @@ static void peak_int8(const PeakArgs* args, int64_t task, void*) {
 }
 #else
 #ifdef MDRT_WIDE_INT8_A
-constexpr int kPeakRows = kInt16Rows, kPeakStep = 2;
-inline vi peak_step(vi sum, vi a, vi b) { return dot2(sum, a, b); }
+static void peak_int8(const PeakArgs* args, int64_t task, void*) {
+  constexpr int kQuads = 4;
+  const int32_t a[2 * kQuads] = {1, 2, 3, 4, 5, 6, 7, 8};
+  vi sums[kInt16Rows][kInt16Vectors], pairs[kInt16Vectors], partners[kInt16Vectors];
+#pragma GCC unroll 4
+  for (int j = 0; j < kInt16Vectors; ++j) {
+    pairs[j] = splat_int(j + 1);
+    partners[j] = splat_int(j + 3);
+#pragma GCC unroll 4
+    for (int r = 0; r < kInt16Rows; ++r) sums[r][j] = splat_int(r);
+  }
+  for (int64_t round = 0; round < args->rounds; ++round) {
+#pragma GCC unroll 4
+    for (int quad = 0; quad < kQuads; ++quad) {
+#pragma GCC unroll 4
+      for (int r = 0; r < kInt16Rows; ++r) add_quad(sums[r], a + 2 * quad, pairs, partners);
+    }
+  }
+  vi total = {};
+#pragma GCC unroll 4
+  for (int r = 0; r < kInt16Rows; ++r) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kInt16Vectors; ++j) total += sums[r][j];
+  }
+  args->results[task] = static_cast<double>(total[0]);
+  args->macs[task] = args->rounds * kQuads * kInt16Rows * kPanel * 4;
+}
 #else
-constexpr int kPeakRows = kInt8Rows, kPeakStep = 4;
-inline vi peak_step(vi sum, vi a, vi b) { return dot4(sum, a, b); }
-#endif
-
 static void peak_int8(const PeakArgs* args, int64_t task, void*) {
   constexpr int kPeakVectors = kInt8Columns / VL;
-  vi sums[kPeakRows][kPeakVectors], b[kPeakVectors];
+  vi sums[kInt8Rows][kPeakVectors], b[kPeakVectors];
 #pragma GCC unroll 16
   for (int j = 0; j < kPeakVectors; ++j) {
     b[j] = splat_int(0x01020304 * (j + 1));
     MDRT_FORGET(b[j]);
 #pragma GCC unroll 16
-    for (int r = 0; r < kPeakRows; ++r) sums[r][j] = splat_int(r);
+    for (int r = 0; r < kInt8Rows; ++r) sums[r][j] = splat_int(r);
   }
   vi a = splat_int(0x04030201);
   for (int64_t round = 0; round < args->rounds; ++round) {
 #pragma GCC unroll 16
-    for (int r = 0; r < kPeakRows; ++r) {
+    for (int r = 0; r < kInt8Rows; ++r) {
       MDRT_FORGET(a);
 #pragma GCC unroll 16
-      for (int j = 0; j < kPeakVectors; ++j) sums[r][j] = peak_step(sums[r][j], a, b[j]);
+      for (int j = 0; j < kPeakVectors; ++j) sums[r][j] = dot4(sums[r][j], a, b[j]);
     }
   }
   vi total = {};
 #pragma GCC unroll 16
-  for (int r = 0; r < kPeakRows; ++r) {
+  for (int r = 0; r < kInt8Rows; ++r) {
 #pragma GCC unroll 16
     for (int j = 0; j < kPeakVectors; ++j) total += sums[r][j];
   }
   args->results[task] = static_cast<double>(total[0]);
-  args->macs[task] = args->rounds * kPeakRows * kPeakVectors * VL * kPeakStep;
+  args->macs[task] = args->rounds * kInt8Rows * kPeakVectors * VL * 4;
 }
+#endif
 #endif
 
 static void peak_read(const PeakArgs* args, int64_t task, void*) {
