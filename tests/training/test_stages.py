@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
 import shutil
@@ -59,7 +60,7 @@ STAGES: dict[str, tuple[Any, dict[str, Any]]] = {
     "relu": (base, LOOP | NETWORK | {"init": "base/light", "attention_fn": "relu"}),
     "guidance": (guidance, LOOP),
     "progressive": (progressive, LOOP | {"rounds": [4, 2, 1]}),
-    "ufogen": (ufogen, LOOP),
+    "ufogen": (ufogen, LOOP | {"adversarial_after": 16}),
 }
 
 
@@ -229,6 +230,13 @@ def test_each_round_begins_anew(trained: Path) -> None:
     start = load_unet(trained / "guidance" / "light").conv_in.weight
     taught, teacher = (full["modules"][name]["conv_in.weight"] for name in ("unet", "teacher"))
     assert not torch.equal(teacher, taught) and not torch.equal(teacher, start)
+
+
+def test_discriminator_learns_before_it_is_heard(trained: Path) -> None:
+    with open(trained / "ufogen" / "log.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [bool(row["adversarial"]) for row in rows] == [False, True, True]
+    assert all(row["discriminator"] and row["reconstruction"] for row in rows)
 
 
 def test_drawing_repeats_and_follows_prompt_and_noise(trained: Path) -> None:

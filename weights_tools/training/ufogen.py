@@ -44,6 +44,7 @@ class UfogenTraining(DiffusionTraining):
     discriminator_rate: float = 1.0
     discriminator_every: int = 2
     adversarial_weight: float = 1.0  # at 1 both terms pull equally strongly at the generator's output
+    adversarial_after: int = 0  # samples for which the discriminator learns first: undecided, it would pull anywhere
     keyword_share: float = 0.2  # of each batch, if the pool has any
     keyword_reconstruction: float = 0.1  # weight of the true latents there
     smoothness: float = 100.0
@@ -128,14 +129,20 @@ class _Game:
             figures = {}
             if step % config.discriminator_every == 0:
                 figures = self._teach_discriminator(sample, drawn.detach(), level, text)
-            logits = self._judge(drawn, level, text)
+            is_judged = step * config.batch_size >= config.adversarial_after
+            logits = self._judge(drawn, level, text) if is_judged else None
         weight = torch.ones(len(ids), 1, 1, 1, device=self.device)
         weight[: self.num_keywords] = config.keyword_reconstruction
         reconstruction = (weight * (drawn - sample).square()).mean()
+        figures["reconstruction"] = reconstruction.item()
+        if logits is None:
+            self._descend("generator", reconstruction)
+            return figures
         adversarial = softplus(-logits).mean()
+        figures["adversarial"] = adversarial.item()
         gradient = balanced_gradient(reconstruction, adversarial, drawn, config.adversarial_weight)
         self._descend("generator", (drawn * gradient.detach()).sum())
-        return {"reconstruction": reconstruction.item(), "adversarial": adversarial.item(), **figures}
+        return figures
 
     def _predict(self, noisy: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
         return self.state.modules["generator"](noisy, timestep, text).float()
