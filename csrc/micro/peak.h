@@ -98,6 +98,18 @@ static void peak_int8(const PeakArgs* args, int64_t task, void*) {
   args->macs[task] = args->rounds * kPeakRepeats * kPeakSums * kInt8StepMacs;
 }
 #else
+// Of all sums, so that none of them is left out.
+template <int kRows, int kVectors>
+static double one_result(const vi (&sums)[kRows][kVectors]) {
+  vi total = {};
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 16
+    for (int j = 0; j < kVectors; ++j) total += sums[r][j];
+  }
+  return static_cast<double>(total[0]);
+}
+
 #ifdef MDRT_WIDE_INT8_A
 static void peak_int8(const PeakArgs* args, int64_t task, void*) {
   constexpr int kQuads = 4;
@@ -117,13 +129,7 @@ static void peak_int8(const PeakArgs* args, int64_t task, void*) {
       for (int r = 0; r < kInt16Rows; ++r) add_quad(sums[r], a + 2 * quad, pairs, partners);
     }
   }
-  vi total = {};
-#pragma GCC unroll 4
-  for (int r = 0; r < kInt16Rows; ++r) {
-#pragma GCC unroll 4
-    for (int j = 0; j < kInt16Vectors; ++j) total += sums[r][j];
-  }
-  args->results[task] = static_cast<double>(total[0]);
+  args->results[task] = one_result(sums);
   args->macs[task] = args->rounds * kQuads * kInt16Rows * kPanel * 4;
 }
 #else
@@ -146,13 +152,7 @@ static void peak_int8(const PeakArgs* args, int64_t task, void*) {
       for (int j = 0; j < kPeakVectors; ++j) sums[r][j] = dot4(sums[r][j], a, b[j]);
     }
   }
-  vi total = {};
-#pragma GCC unroll 16
-  for (int r = 0; r < kInt8Rows; ++r) {
-#pragma GCC unroll 16
-    for (int j = 0; j < kPeakVectors; ++j) total += sums[r][j];
-  }
-  args->results[task] = static_cast<double>(total[0]);
+  args->results[task] = one_result(sums);
   args->macs[task] = args->rounds * kInt8Rows * kPeakVectors * VL * 4;
 }
 #endif
