@@ -92,29 +92,24 @@ def test_pool_draws_by_kind_and_weight(tmp_path: Path) -> None:
     make_pool().save(tmp_path / "latents.npz")
     pool = read_pool(tmp_path / "latents.npz")
     chances = {"single": 2, "colour": 1, "keyword": 1, "image": 5}
-    latents, noise, ids = pool.sample(np.random.default_rng(0), 8000, chances)
-    assert latents.shape == noise.shape == (8000, 2, 4, 4) and ids.dtype == np.int64
-    assert latents.dtype == noise.dtype == np.float32 and noise.std() == pytest.approx(1, abs=0.01)
-    counts = np.bincount(ids[:, 0], minlength=4) / 8000
+    rows = pool.sample(np.random.default_rng(0), 8000, chances)
+    counts = np.bincount(rows, minlength=4) / 8000
     assert counts == pytest.approx([0.375, 0.125, 0.25, 0.25], abs=0.03)  # 5 standard deviations
-    assert (latents[:, 0, 0, 0] == np.array([0, 1, 2, 1])[ids[:, 0]]).all()
+    assert pool.members[pool.choices(np.arange(4))].tolist() == [[0], [1], [2], [1]]
 
 
-def test_noise_chooses_among_the_pictures_of_one_caption() -> None:
-    """Three pictures of one caption, each drawn with the noise whose means point to it."""
-    latents = np.random.default_rng(1).standard_normal((4, 2, 4, 4)).astype(np.float16)
-    kind = np.array([KINDS.index(name) for name in ("keyword", "keyword", "keyword", "single")], np.uint8)
-    ids = np.array([[7], [7], [7], [8]], np.uint16)
-    pool = Pool(latents, np.arange(4, dtype=np.int32), kind, ids, np.ones(4, np.float32))
-    drawn, noise, _ = pool.sample(np.random.default_rng(0), 6000, {"keyword": 1})
-    members = latents[:3].astype(np.float32)
-    directions = members.mean((2, 3)) - members.mean((0, 2, 3))
-    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    nearest = (noise.mean((2, 3)) @ directions.T).argmax(1)
-    assert np.array_equal(drawn, members[nearest])
-    assert np.bincount(nearest).min() > 600
-    drawn, noise, _ = pool.sample(np.random.default_rng(0), 60, {"single": 1})
-    assert (drawn == latents[3]).all()
+def test_rows_of_one_caption_leave_the_choice() -> None:
+    """Each member has the direction in which its means differ from those of all; fewer choices are repeated."""
+    latents = np.random.default_rng(1).standard_normal((5, 2, 4, 4)).astype(np.float16)
+    kind = np.array([KINDS.index(name) for name in ("keyword", "single", "keyword", "image", "keyword")], np.uint8)
+    ids = np.array([[7], [8], [7], [9], [7]], np.uint16)
+    pool = Pool(latents, np.arange(5, dtype=np.int32), kind, ids, np.ones(5, np.float32))
+    choices = pool.choices(np.array([1, 4, 3]))
+    assert pool.members[choices].tolist() == [[1, 1, 1], [0, 2, 4], [3, 3, 3]]
+    means = latents[[0, 2, 4]].astype(np.float32).mean((2, 3))
+    expected = means - means.mean(0)
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    np.testing.assert_allclose(pool.directions[choices[1]], expected, atol=1e-6)
 
 
 def test_pool_refuses(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from weights_tools.training.diffusion import Diffusion  # noqa: E402
 from weights_tools.training.drawing import TorchDrawer  # noqa: E402
 from weights_tools.training.light import Part, write_pipeline  # noqa: E402
 from weights_tools.training.muon import muon_and_adamw  # noqa: E402
-from weights_tools.training.pool import FILE_NAME, KINDS, Pool  # noqa: E402
+from weights_tools.training.pool import FILE_NAME, KINDS, Pool, read_pool  # noqa: E402
 from weights_tools.training.stage import Context  # noqa: E402
 from weights_tools.training.stages import run_stage  # noqa: E402
 from weights_tools.training.tokenizer import Tokenizer  # noqa: E402
@@ -99,6 +99,27 @@ def put_aside(folder: Path) -> Iterator[None]:
     finally:
         shutil.rmtree(folder)
         shutil.move(aside, folder)
+
+
+def test_noise_chooses_among_the_pictures_of_one_caption(trained: Path) -> None:
+    """Three pictures of one caption, each drawn with the noise whose means point to it; others as they are called."""
+    path = trained / "latents" / FILE_NAME
+    pool = read_pool(path)
+    latents = np.random.default_rng(1).standard_normal((4, 3, 4, 4)).astype(np.float16)
+    kind = np.array([KINDS.index(name) for name in ("keyword", "keyword", "keyword", "single")], np.uint8)
+    ids = np.array([[7], [7], [7], [8]], np.uint16)
+    try:
+        Pool(latents, np.arange(4, dtype=np.int32), kind, ids, np.ones(4, np.float32)).save(path)
+        batches = base.Batches(Context("base", {}, trained), base.DiffusionTraining(**LOOP))
+    finally:
+        pool.save(path)
+    drawn, noise, found = batches.draw(np.random.default_rng(0), 6000, {"keyword": 3, "single": 1})
+    members = torch.from_numpy(latents).float()
+    directions = members[:3].mean((2, 3)) - members[:3].mean((0, 2, 3))
+    nearest = (noise.mean((2, 3)) @ (directions / directions.norm(dim=1, keepdim=True)).T).argmax(1)
+    assert torch.equal(drawn, members[torch.where(found[:, 0] == 7, nearest, 3)])
+    assert torch.bincount(nearest).min() > 600
+    assert drawn.dtype == noise.dtype == torch.float32 and abs(float(noise.std()) - 1) < 0.01
 
 
 def equal(left: Any, right: Any) -> bool:

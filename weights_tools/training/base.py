@@ -9,7 +9,7 @@ is the same finetuning of a finished model with another `attention_fn`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -24,9 +24,9 @@ from weights_tools.training.muon import muon_and_adamw
 from weights_tools.training.networks import (
     TOKENIZER,
     TextToLatents,
-    autocast,
     empty_ids,
     start_from,
+    to_device,
     write_light,
 )
 from weights_tools.training.pool import FILE_NAME, KINDS, Pool, read_pool
@@ -97,26 +97,47 @@ class Batches:
         self.pool: Pool = read_pool(context.folder / "latents" / FILE_NAME)
         self._chances = dict(zip(config.kinds, config.chances, strict=False))
         self._device = context.device
+        arrays = (self.pool.latents, self.pool.members, self.pool.directions)
+        self._latents, self._members, self._directions = (to_device(array, self._device) for array in arrays)
 
     def draw(
         self, random: np.random.Generator, count: int, chances: Mapping[str, float] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Clean latents and noise, (count, channels, height, width) float32, and ids (count, length) int64."""
-        latents, noise, ids = map(torch.from_numpy, self.pool.sample(random, count, chances or self._chances))
-        return latents.to(self._device), noise.to(self._device), ids.to(self._device)
+        rows = self.pool.sample(random, count, chances or self._chances)
+        noise = torch.randn(count, *self._latents.shape[1:], device=self._device)
+        choices = to_device(self.pool.choices(rows), self._device)
+        likeness = torch.einsum("nmc,nc->nm", self._directions[choices], noise.mean((2, 3)))
+        chosen = choices.gather(1, likeness.argmax(1, keepdim=True))[:, 0]
+        ids = to_device(self.pool.ids[rows].astype(np.int64), self._device)
+        return self._latents[self._members[chosen]].float(), noise, ids
 
 
 def random_timesteps(random: np.random.Generator, count: int, device: str, first_share: float = 0.0) -> Tensor:
     """(count) int64 from 0 to 999, most of them large, and this share of them 999."""
     timesteps = (NUM_TRAIN_TIMESTEPS * random.random(count) ** _TIMESTEP_POWER).astype(np.int64)
     timesteps[random.random(count) < first_share] = NUM_TRAIN_TIMESTEPS - 1
-    return torch.from_numpy(np.minimum(timesteps, NUM_TRAIN_TIMESTEPS - 1)).to(device)
+    return to_device(np.minimum(timesteps, NUM_TRAIN_TIMESTEPS - 1), device)
 
 
 def dropped(random: np.random.Generator, ids: Tensor, empty: Tensor, share: float) -> Tensor:
     """The ids (n, length) with the empty caption (1, length) for a share of them."""
-    here = torch.from_numpy(random.random(len(ids)) < share).to(ids.device)
+    here = to_device(random.random(len(ids)) < share, ids.device)
     return torch.where(here[:, None], empty, ids)
+
+
+def recorded(model: TextToLatents, batch: tuple[Tensor, Tensor, Tensor], bf16: bool) -> Callable[..., Tensor]:
+    """The model for batches of this size, forward and back, on a GPU from a CUDA graph.
+
+    A small network has thousands of kernels that take less time than it takes to launch them.
+    """
+    sample, _, ids = batch
+    if sample.device.type != "cuda":
+        return model
+    timestep = torch.zeros(len(ids), dtype=torch.long, device=sample.device)
+    with torch.autocast("cuda", torch.bfloat16, enabled=bf16, cache_enabled=False):
+        replayed: Callable[..., Tensor] = torch.cuda.make_graphed_callables(model, (sample, timestep, ids))
+    return replayed
 
 
 def run(context: Context) -> None:
@@ -133,15 +154,16 @@ def run(context: Context) -> None:
     state.add_averages("model")
     diffusion, empty = Diffusion(context.device), empty_ids(context.folder).to(context.device)
 
-    def update(step: int, random: np.random.Generator) -> Mapping[str, float]:
+    predict = recorded(model, batches.draw(np.random.default_rng(0), config.batch_size), config.bf16)
+
+    def update(step: int, random: np.random.Generator) -> Mapping[str, Tensor]:
         del step
         sample, noise, ids = batches.draw(random, workers.share(config.batch_size))
         ids = dropped(random, ids, empty, config.caption_dropout)
         timestep = random_timesteps(random, len(ids), context.device, config.first_share)
-        with autocast(context.device, config.bf16):
-            velocity = model(diffusion.add_noise(sample, noise, timestep), timestep, ids)
+        velocity = predict(diffusion.add_noise(sample, noise, timestep), timestep, ids)
         loss = (velocity - diffusion.velocity(sample, noise, timestep)).square().mean()
         workers.descend(model, state.optimizers.values(), loss, config.clip_norm)
-        return {"loss": loss.item()}
+        return {"loss": loss.detach()}
 
     train(context, config, state, update, on_checkpoint=lambda: write_light(context, state.averages["model"]))

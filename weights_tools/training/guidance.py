@@ -43,7 +43,7 @@ def run(context: Context) -> None:
     state.add_averages("unet")
     diffusion, empty = Diffusion(context.device), empty_ids(context.folder).to(context.device)
 
-    def update(step: int, random: np.random.Generator) -> Mapping[str, float]:
+    def update(step: int, random: np.random.Generator) -> Mapping[str, torch.Tensor]:
         del step
         sample, noise, ids = batches.draw(random, workers.share(config.batch_size))
         timestep = random_timesteps(random, len(ids), context.device)
@@ -56,7 +56,7 @@ def run(context: Context) -> None:
             velocity = model.unet(noisy, timestep, text)
         loss = (velocity.float() - target.float()).square().mean()
         workers.descend(model.unet, state.optimizers.values(), loss, config.clip_norm)
-        return {"loss": loss.item()}
+        return {"loss": loss.detach()}
 
     def write() -> None:
         write_light(context, TextToLatents(text_encoder, state.averages["unet"]))

@@ -10,6 +10,8 @@ counts. Held-out scenes are left out. Of a folder of captioned pictures: those.
 from __future__ import annotations
 
 import itertools
+import multiprocessing
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +33,9 @@ from weights_tools.training.tokenizer import Tokenizer
 from weights_tools.training.vae import to_tensor, vae_json
 
 CONCEPTS = "concepts.txt"
+_PROCESS_SCENES = 2000  # fewer are drawn sooner than a process starts
+_emoji: EmojiSet  # of a process that draws
+_size: int
 
 if TYPE_CHECKING:
     from weights_tools.modules.vae import AutoencoderKL
@@ -58,7 +63,7 @@ class _Rows:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._taken: set[str] = set()
-        self.rows: list[tuple[int, int, float, str]] = []  # picture, kind, weight, caption
+        self.rows: list[tuple[int, int, float, NDArray[np.int32]]] = []  # picture, kind, weight, ids
 
     def claim(self, picture: int, kind: str, captions: Sequence[str]) -> bool:
         """Adds captions of a picture, the first as often as all others together; False if the first cannot be used."""
@@ -72,16 +77,16 @@ class _Rows:
     def add(self, picture: int, kind: str, captions: Sequence[str], weight: float) -> None:
         """Adds captions, whoever else has them, of this weight in all."""
         others = max(1, len(captions) - 1)
-        for index, text in enumerate(captions):
+        for index, ids in enumerate(self._tokenizer.encode(captions)):
             share = weight / len(captions) if len(captions) < 2 else weight / (2 * (others if index else 1))
-            self.rows.append((picture, KINDS.index(kind), share, text))
+            self.rows.append((picture, KINDS.index(kind), share, ids))
 
     def pool(self, latents: NDArray[np.float16]) -> Pool:
         """The pool of these rows."""
-        pictures, kinds, weights, captions = zip(*self.rows, strict=True)
-        ids = self._tokenizer.encode(captions).astype(np.uint16)
-        arrays = np.array(pictures, np.int32), np.array(kinds, np.uint8), ids, np.array(weights, np.float32)
-        return Pool(latents, *arrays)
+        pictures, kinds, weights, ids = zip(*self.rows, strict=True)
+        dtypes = {"picture": np.int32, "kind": np.uint8, "ids": np.uint16, "weight": np.float32}
+        columns = zip(dtypes.items(), (pictures, kinds, ids, weights), strict=True)
+        return Pool(latents, **{name: np.array(column, dtype) for (name, dtype), column in columns})
 
     def _fits(self, caption: str) -> bool:
         return self._tokenizer.count(caption) <= self._tokenizer.length
@@ -103,7 +108,7 @@ def run(context: Context) -> None:
         with replacing(context.output / CONCEPTS) as file:
             file.write("".join(f"{name}\n" for name in emoji.names).encode())
         scenes = list(_claimed(emoji, config, rows))
-        pictures = (layouts.draw(emoji, scene, config.picture) for scene in scenes)
+        pictures = _drawn(emoji, scenes, config.picture)
     model = load_autoencoder(context.folder / "vae" / "light").to(context.device)
     latents = np.concatenate(list(_encoded(model, pictures, config.batch_size, context)))
     scaling_factor = 1 / float(latents.std())
@@ -153,6 +158,26 @@ def _claimed(emoji: EmojiSet, config: LatentsConfig, rows: _Rows) -> Iterator[Sc
     for keyword, members in bare_keywords(emoji).items():
         for member in members:
             rows.add(member, "keyword", keyword_wordings(keyword), 1 / len(members))
+
+
+def _drawn(emoji: EmojiSet, scenes: Sequence[Scene], size: int) -> Iterator[NDArray[np.uint8]]:
+    """The pictures of scenes, many of them by all processors: an accelerator encodes faster than one draws."""
+    processes = min(os.cpu_count() or 1, len(scenes) // _PROCESS_SCENES)
+    if processes < 2:
+        yield from (layouts.draw(emoji, scene, size) for scene in scenes)
+        return
+    with multiprocessing.get_context("spawn").Pool(processes, _set_emoji, (emoji, size)) as pool:
+        yield from pool.imap(_draw, scenes, chunksize=64)
+
+
+def _set_emoji(emoji: EmojiSet, size: int) -> None:
+    """Makes a process ready to draw."""
+    global _emoji, _size
+    _emoji, _size = emoji, size
+
+
+def _draw(scene: Scene) -> NDArray[np.uint8]:
+    return layouts.draw(_emoji, scene, _size)
 
 
 def _encoded(

@@ -9,7 +9,7 @@ On the autoencoder it needs half the updates of AdamW.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -39,45 +39,58 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             directions = [self._ahead(parameter) for parameter in parameters]
-            for index, ahead in enumerate(directions):
-                mine = index % workers.count() == workers.rank()
-                directions[index] = orthogonal(ahead.flatten(1)) if mine else torch.zeros_like(ahead)
+            for places in _alike(directions).values():
+                mine = places[workers.rank() :: workers.count()]
+                for place in set(places).difference(mine):
+                    directions[place] = torch.zeros_like(directions[place])
+                if mine:
+                    found = orthogonal(torch.stack([directions[place] for place in mine]))
+                    for place, direction in zip(mine, found, strict=True):
+                        directions[place] = direction
             workers.sum_over(directions)
             for parameter, direction in zip(parameters, directions, strict=True):
-                scale = _ADAM_RMS * max(parameter.flatten(1).shape) ** 0.5
+                scale = _ADAM_RMS * max(direction.shape) ** 0.5
                 parameter.add_(direction.view_as(parameter), alpha=-group["lr"] * scale)
 
     def _ahead(self, parameter: Tensor) -> Tensor:
-        """Nesterov's momentum of a gradient."""
+        """Nesterov's momentum of a gradient, as a matrix."""
         momentum: Tensor = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
         momentum.lerp_(parameter.grad, 1 - _MOMENTUM)
-        return parameter.grad.lerp(momentum, _MOMENTUM)
+        return parameter.grad.lerp(momentum, _MOMENTUM).flatten(1)
 
 
-def orthogonal(matrix: Tensor) -> Tensor:
-    """About the nearest matrix whose singular values are all alike (0.7 to 1.2), by Newton-Schulz steps.
+def _alike(matrices: Sequence[Tensor]) -> dict[torch.Size, list[int]]:
+    """Where matrices of each shape are: an accelerator takes all of one shape in the time of one."""
+    places: dict[torch.Size, list[int]] = {}
+    for place, matrix in enumerate(matrices):
+        places.setdefault(matrix.shape, []).append(place)
+    return places
 
-    The steps are polynomials of the square x x^T, so that only they, the smaller matrices, are iterated, and x is
-    multiplied once by the product of all.
+
+def orthogonal(matrices: Tensor) -> Tensor:
+    """About the nearest matrices whose singular values are all alike (0.7 to 1.2), by Newton-Schulz steps.
+
+    `matrices` is (..., rows, columns). The steps are polynomials of the square x x^T, so that only they, the smaller
+    matrices, are iterated, and x is multiplied once by the product of all.
     """
-    is_tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if is_tall else matrix
-    x = x / (x.norm() + 1e-7)
-    square = x @ x.T
+    is_tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if is_tall else matrices
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    square = x @ x.mT
     product = step = _polynomial(square)
     for _ in range(_NEWTON_SCHULZ_STEPS - 1):
         square = step @ square @ step
         step = _polynomial(square)
         product = step @ product
     x = product @ x
-    return x.T if is_tall else x
+    return x.mT if is_tall else x
 
 
 def _polynomial(square: Tensor) -> Tensor:
     """One Newton-Schulz step as a matrix: a + b square + c square^2."""
     a, b, c = _NEWTON_SCHULZ
-    step = torch.addmm(square, square, square, beta=b, alpha=c)
-    step.diagonal().add_(a)
+    step = b * square + c * (square @ square)
+    step.diagonal(dim1=-2, dim2=-1).add_(a)
     return step
 
 

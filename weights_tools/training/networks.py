@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from weights_tools.checkpoint import Checkpoint
@@ -53,6 +55,12 @@ def autocast(device: str, is_wanted: bool = True) -> torch.autocast:
     """bfloat16 for what bears it, on accelerators; CPUs without its instructions lose time by it."""
     kind = device.split(":", maxsplit=1)[0]
     return torch.autocast(kind, torch.bfloat16, enabled=is_wanted and kind == "cuda")
+
+
+def to_device(array: Tensor | NDArray[Any], device: str | torch.device) -> Tensor:
+    """A tensor on a device; an accelerator need not have caught up with what was asked of it before."""
+    tensor = torch.as_tensor(array)
+    return tensor if torch.device(device).type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
 
 
 def start_from(model: TextToLatents, path: Path, tokenizer: Path, fresh: tuple[str, ...] = ()) -> int:

@@ -1,9 +1,9 @@
 """The pool of training latents: every picture of the training set once, with all that it may be called.
 
 A caption that several pictures have leaves the choice to the noise: of these pictures the one is drawn whose means over
-all pixels are most like those of the noise. So noise and caption determine the picture, and a model learns in one step
-to draw one of them, not their average. The idea is that of Li et al., "Immiscible Diffusion", arXiv 2406.12303; means
-are few and easily seen in noise.
+all pixels differ from those of all of them in the direction of the noise's means. So noise and caption determine the
+picture, and a model learns in one step to draw one of them, not their average. The idea is that of Li et al.,
+"Immiscible Diffusion", arXiv 2406.12303; means are few and easily seen in noise.
 """
 
 from __future__ import annotations
@@ -46,17 +46,30 @@ class Pool:
         self.latents, self.picture, self.kind, self.ids, self.weight = latents, picture, kind, ids, weight
         self._rows = {name: np.flatnonzero(kind == index) for index, name in enumerate(KINDS)}
         self._sums = {name: np.cumsum(weight[rows], dtype=np.float64) for name, rows in self._rows.items()}
-        self._group = np.full(len(kind), -1)
-        rows = np.concatenate([self._rows[name] for name in _OPEN_KINDS])
-        _, groups = np.unique(ids[rows], axis=0, return_inverse=True)
-        self._group[rows] = groups = groups.ravel()
-        sorted_pictures = picture[rows[np.argsort(groups)]]
-        self._members = [np.unique(part) for part in np.split(sorted_pictures, np.cumsum(np.bincount(groups)))]
+        self._find_choices()
 
-    def sample(
-        self, random: np.random.Generator, count: int, chances: Mapping[str, float]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-        """Latents and noise, (count, channels, height, width) each, and ids (count, length) of random rows.
+    def _find_choices(self) -> None:
+        """Which pictures a row leaves to choose from: a part of `members`, each with a direction of the noise's means.
+
+        First come all pictures, each the only choice of the rows that call it; then those of captions that have many.
+        """
+        rows = np.concatenate([self._rows[name] for name in _OPEN_KINDS])
+        _, groups = np.unique(self.ids[rows], axis=0, return_inverse=True)
+        pairs = np.unique(np.stack([groups.ravel(), self.picture[rows]], 1), axis=0)
+        sizes = np.bincount(pairs[:, 0])
+        starts = len(self.latents) + np.cumsum(sizes) - sizes
+        self.members = np.concatenate([np.arange(len(self.latents)), pairs[:, 1]])
+        self._start, self._size = self.picture.astype(np.intp), np.ones(len(self.kind), np.intp)
+        self._start[rows], self._size[rows] = starts[groups.ravel()], sizes[groups.ravel()]
+        means = self.latents.mean((2, 3), dtype=np.float32)[pairs[:, 1]]
+        sums = np.zeros((len(sizes), means.shape[1]), np.float32)
+        np.add.at(sums, pairs[:, 0], means)
+        means -= (sums / np.maximum(sizes, 1)[:, None])[pairs[:, 0]]
+        means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-6)
+        self.directions = np.concatenate([np.zeros((len(self.latents), means.shape[1]), np.float32), means])
+
+    def sample(self, random: np.random.Generator, count: int, chances: Mapping[str, float]) -> NDArray[np.intp]:
+        """Random rows, (count,).
 
         `chances` says how often each kind is drawn, in any unit; kinds without rows are passed over.
 
@@ -78,18 +91,13 @@ class Pool:
             sums = self._sums[name]
             found = np.searchsorted(sums, places[here] * sums[-1], side="right")
             rows[here] = self._rows[name][np.minimum(found, len(sums) - 1)]
-        noise = random.standard_normal((count, *self.latents.shape[1:]), np.float32)
-        pictures = self.picture[rows]
-        for place in np.flatnonzero(self._group[rows] >= 0):
-            pictures[place] = self._nearest(self._members[self._group[rows[place]]], noise[place])
-        return self.latents[pictures].astype(np.float32), noise, self.ids[rows].astype(np.int64)
+        return rows
 
-    def _nearest(self, pictures: NDArray[np.int32], noise: NDArray[np.float32]) -> int:
-        """The picture whose channels' means differ from those of all pictures in the direction of the noise's means."""
-        means = self.latents[pictures].mean((2, 3), dtype=np.float32)
-        means -= means.mean(0)
-        likeness = means @ noise.mean((1, 2)) / np.maximum(np.linalg.norm(means, axis=1), 1e-6)
-        return int(pictures[likeness.argmax()])
+    def choices(self, rows: NDArray[np.intp]) -> NDArray[np.intp]:
+        """Places in `members` and `directions` of the pictures that rows may show, (n, most); few are repeated."""
+        size = self._size[rows]
+        places = np.remainder(np.arange(size.max(), dtype=np.intp), size[:, None], dtype=np.intp)
+        return np.asarray(self._start[rows, None] + places)
 
     def save(self, path: Path) -> None:
         """Writes the pool, an .npz of the arrays named above."""

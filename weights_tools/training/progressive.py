@@ -23,7 +23,7 @@ from mdrt.errors import ConversionError
 from weights_tools.training import workers
 from weights_tools.training.base import Batches, DiffusionTraining
 from weights_tools.training.diffusion import CLEAN, NUM_TRAIN_TIMESTEPS, Diffusion, Predict, trailing
-from weights_tools.training.networks import TextToLatents, autocast, load, write_light
+from weights_tools.training.networks import TextToLatents, autocast, load, to_device, write_light
 from weights_tools.training.stage import Context, State, adamw, train
 
 
@@ -105,7 +105,7 @@ def run(context: Context) -> None:
     def predictor(unet: Callable[..., Tensor], text: Tensor) -> Predict:
         return lambda noisy, timestep: unet(noisy, timestep, text).float()
 
-    def update(step: int, random: np.random.Generator) -> Mapping[str, float]:
+    def update(step: int, random: np.random.Generator) -> Mapping[str, Tensor | float]:
         number = config.round_at(step)
         if step == number * config.round_steps and number:
             begin_round()
@@ -118,7 +118,7 @@ def run(context: Context) -> None:
             ],
             dim=1,
         )
-        timestep, middle, following = times.to(context.device)
+        timestep, middle, following = to_device(times, context.device)
         noisy = diffusion.add_noise(sample, noise, timestep)
         with autocast(context.device, config.bf16):
             with torch.no_grad():
@@ -130,7 +130,7 @@ def run(context: Context) -> None:
             velocity = predictor(model.unet, text)(noisy, timestep)
         loss = sample_loss(diffusion, diffusion.predicted_sample(noisy, velocity, timestep), target, timestep)
         workers.descend(model.unet, state.optimizers.values(), loss, config.clip_norm)
-        return {"loss": loss.item(), "num_inference_steps": float(config.rounds[number])}
+        return {"loss": loss.detach(), "num_inference_steps": float(config.rounds[number])}
 
     def write() -> None:
         write_light(context, TextToLatents(text_encoder, state.averages["unet"]))

@@ -175,7 +175,8 @@ class State:
 
 
 _PARTS = ("modules", "optimizers", "averages")
-Update = Callable[[int, np.random.Generator], Mapping[str, float]]
+Figures = Mapping[str, Any]  # numbers, or tensors of one number, which nobody waits for until a row is written
+Update = Callable[[int, np.random.Generator], Figures]
 
 
 def adamw(parameters: Any, config: LoopConfig) -> Any:
@@ -230,8 +231,6 @@ def train(
             torch.manual_seed((config.seed * 1_000_003 + state.step) * workers.count() + workers.rank())
             random = np.random.default_rng([config.seed, state.step, workers.rank()])
             figures, is_over = workers.agree(update(state.step, random), is_ending())
-            if not all(math.isfinite(value) for value in figures.values()):
-                raise NumericError(f"a figure of step {state.step} is not finite: {figures}; lower learning_rate")
             state.step += 1
             state.average(config.ema)
             state.seconds = before + time.monotonic() - begin
@@ -240,10 +239,12 @@ def train(
             if log.add(state, config, {"learning_rate": rate, **figures}, measure):
                 context.say(log.last)
             if time.monotonic() - saved > 60 * config.checkpoint_minutes:
+                log.check()
                 state.save(full)
                 on_checkpoint()
                 saved = time.monotonic()
     if workers.rank() == 0:
+        log.check()
         state.save(full)
         on_checkpoint()
         log.plot()
@@ -259,7 +260,7 @@ class Log:
     def __init__(self, path: Path, step: int) -> None:
         self._path = path
         self._rows: list[dict[str, str]] = []
-        self._sums: dict[str, float] = {}
+        self._sums: dict[str, Any] = {}
         self._count = 0
         if path.exists() and step:
             with open(path, encoding="utf-8", newline="") as file:
@@ -274,7 +275,7 @@ class Log:
         self,
         state: State,
         config: LoopConfig,
-        figures: Mapping[str, float],
+        figures: Figures,
         measure: Callable[[], Mapping[str, float]],
     ) -> bool:
         """Counts the figures of one update; True when that completed a row, which is then in the file."""
@@ -284,7 +285,8 @@ class Log:
         samples = state.step * config.batch_size
         if samples // config.report_samples == (samples - config.batch_size) // config.report_samples:
             return False
-        means = {key: value / self._count for key, value in self._sums.items()}
+        self.check()
+        means = {key: float(value) / self._count for key, value in self._sums.items()}
         row = {"step": state.step, "samples": samples, "seconds": round(state.seconds), **means, **measure()}
         texts = {key: f"{value:.5g}" if isinstance(value, float) else str(value) for key, value in row.items()}
         self._rows.append(texts)
@@ -292,6 +294,12 @@ class Log:
         with replacing(self._path) as file:
             file.write(self._text().encode())
         return True
+
+    def check(self) -> None:
+        """Raises NumericError if a figure is not finite any more, before what is wrong is saved."""
+        for key, value in self._sums.items():
+            if not math.isfinite(value):
+                raise NumericError(f"the figure {key} is not finite any more; lower learning_rate")
 
     def plot(self) -> None:
         """Draws log.png, if matplotlib is installed and there is anything to draw."""

@@ -28,7 +28,7 @@ from weights_tools.modules import MobileDiffusionUNet2DConditionModel, load_unet
 from weights_tools.training import workers
 from weights_tools.training.base import Batches, DiffusionTraining
 from weights_tools.training.diffusion import Diffusion, trailing
-from weights_tools.training.networks import TextToLatents, autocast, load, write_light
+from weights_tools.training.networks import TextToLatents, autocast, load, to_device, write_light
 from weights_tools.training.pool import KINDS
 from weights_tools.training.stage import Context, State, adamw, train
 
@@ -69,7 +69,7 @@ def make_discriminator(unet: MobileDiffusionUNet2DConditionModel) -> MobileDiffu
 def random_levels(random: np.random.Generator, timestep: Tensor) -> Tensor:
     """Noise levels for the discriminator, (n) int64: logit-normal between 0 and each timestep."""
     share = 1 / (1 + np.exp(-random.standard_normal(len(timestep))))
-    return (torch.from_numpy(share).to(timestep.device) * timestep).long()
+    return (to_device(share, timestep.device) * timestep).long()
 
 
 def beginnings(
@@ -114,7 +114,7 @@ class _Game:
         self.batch_size = workers.share(config.batch_size)
         self.num_keywords = round(config.keyword_share * self.batch_size) if has_keywords else 0
 
-    def update(self, step: int, random: np.random.Generator) -> Mapping[str, float]:
+    def update(self, step: int, random: np.random.Generator) -> Mapping[str, Tensor]:
         config = self.config
         sample, noise, ids = self._draw(random)
         with autocast(self.device, config.bf16):
@@ -126,7 +126,7 @@ class _Game:
             level = random_levels(random, timestep)
             velocity = self._predict(noisy, timestep, text)
             drawn = self.diffusion.predicted_sample(noisy, velocity, timestep)
-            figures = {}
+            figures: dict[str, Tensor] = {}
             if step % config.discriminator_every == 0:
                 figures = self._teach_discriminator(sample, drawn.detach(), level, text)
             is_judged = step * config.batch_size >= config.adversarial_after
@@ -134,12 +134,12 @@ class _Game:
         weight = torch.ones(len(ids), 1, 1, 1, device=self.device)
         weight[: self.num_keywords] = config.keyword_reconstruction
         reconstruction = (weight * (drawn - sample).square()).mean()
-        figures["reconstruction"] = reconstruction.item()
+        figures["reconstruction"] = reconstruction.detach()
         if logits is None:
             self._descend("generator", reconstruction)
             return figures
         adversarial = softplus(-logits).mean()
-        figures["adversarial"] = adversarial.item()
+        figures["adversarial"] = adversarial.detach()
         gradient = balanced_gradient(reconstruction, adversarial, drawn, config.adversarial_weight)
         self._descend("generator", (drawn * gradient.detach()).sum())
         return figures
@@ -168,7 +168,7 @@ class _Game:
         noisy = self.diffusion.add_noise(sample, torch.randn_like(sample), level)
         return self.state.modules["discriminator"](noisy, level, text).float()
 
-    def _teach_discriminator(self, sample: Tensor, drawn: Tensor, level: Tensor, text: Tensor) -> dict[str, float]:
+    def _teach_discriminator(self, sample: Tensor, drawn: Tensor, level: Tensor, text: Tensor) -> dict[str, Tensor]:
         config, discriminator = self.config, self.state.modules["discriminator"]
         noisy = self.diffusion.add_noise(sample, torch.randn_like(sample), level)
         shaken = noisy + config.perturbation * torch.randn_like(noisy)
@@ -177,7 +177,8 @@ class _Game:
         loss = softplus(-true).mean() + softplus(false).mean()
         smooth = config.smoothness * (true - near).square().mean()
         self._descend("discriminator", loss + smooth)
-        return {"discriminator": loss.item(), "true_logit": true.mean().item(), "false_logit": false.mean().item()}
+        figures = {"discriminator": loss, "true_logit": true.mean(), "false_logit": false.mean()}
+        return {name: value.detach() for name, value in figures.items()}
 
 
 def run(context: Context) -> None:

@@ -109,7 +109,7 @@ def run(context: Context) -> None:
         losses = _losses(config, done, sample, weight, latents.float(), output.float())
         loss = sum(losses.values())
         workers.descend(model, state.optimizers.values(), loss, config.clip_norm)
-        return {name: value.item() for name, value in losses.items()}
+        return {name: value.detach() for name, value in losses.items()}
 
     def measure() -> Mapping[str, float]:
         drawn = reconstruct(state.averages["vae"], true, context.device)

@@ -86,9 +86,11 @@ def descend(module: nn.Module, optimizers: Iterable[torch.optim.Optimizer], loss
         optimizer.step()
 
 
-def agree(figures: Mapping[str, float], is_ending: bool) -> tuple[dict[str, float], bool]:
-    """The mean of each figure, and whether any process wants to end."""
-    values = torch.tensor([*figures.values(), float(is_ending)], dtype=torch.float64)
+def agree(figures: Mapping[str, Tensor | float], is_ending: bool) -> tuple[Mapping[str, Tensor | float], bool]:
+    """The mean of each figure over all processes, and whether any of them wants to end."""
+    if count() == 1:
+        return figures, is_ending
+    values = torch.tensor([*map(float, figures.values()), float(is_ending)], dtype=torch.float64)
     sum_over([values])
     *means, ending = (values / count()).tolist()
     return dict(zip(figures, means, strict=True)), ending > 0
