@@ -212,6 +212,9 @@ def train(
 
     from weights_tools.training import workers
 
+    if context.device != "cpu":
+        torch.backends.cudnn.benchmark = True
+        torch.set_float32_matmul_precision("high")  # tf32, on top of what `autocast` makes bf16
     full = context.full_checkpoint
     if context.goes_on:
         state.load(full)
