@@ -38,8 +38,9 @@ class Muon(torch.optim.Optimizer):
             raise NotImplementedError("Muon takes no closure")
         for group in self.param_groups:
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
-            directions = [self._ahead(parameter) for parameter in parameters]
-            for places in _alike(directions).values():
+            directions = self._ahead(parameters)
+            alike = list(_alike(directions).values())
+            for places in alike:
                 mine = places[workers.rank() :: workers.count()]
                 for place in set(places).difference(mine):
                     directions[place] = torch.zeros_like(directions[place])
@@ -48,15 +49,21 @@ class Muon(torch.optim.Optimizer):
                     for place, direction in zip(mine, found, strict=True):
                         directions[place] = direction
             workers.sum_over(directions)
-            for parameter, direction in zip(parameters, directions, strict=True):
-                scale = _ADAM_RMS * max(direction.shape) ** 0.5
-                parameter.add_(direction.view_as(parameter), alpha=-group["lr"] * scale)
+            for places in alike:
+                scale = _ADAM_RMS * max(directions[places[0]].shape) ** 0.5
+                targets = [parameters[place] for place in places]
+                found = [directions[place].view_as(parameters[place]) for place in places]
+                torch._foreach_add_(targets, found, alpha=-group["lr"] * scale)
 
-    def _ahead(self, parameter: Tensor) -> Tensor:
-        """Nesterov's momentum of a gradient, as a matrix."""
-        momentum: Tensor = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
-        momentum.lerp_(parameter.grad, 1 - _MOMENTUM)
-        return parameter.grad.lerp(momentum, _MOMENTUM).flatten(1)
+    def _ahead(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """Nesterov's momenta of the gradients, as matrices."""
+        gradients = [parameter.grad for parameter in parameters]
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+        momenta = [self.state[parameter]["momentum"] for parameter in parameters]
+        torch._foreach_lerp_(momenta, gradients, 1 - _MOMENTUM)
+        return [ahead.flatten(1) for ahead in torch._foreach_lerp(gradients, momenta, _MOMENTUM)]
 
 
 def _alike(matrices: Sequence[Tensor]) -> dict[torch.Size, list[int]]:
