@@ -28,6 +28,7 @@ from weights_tools.modules import MobileDiffusionUNet2DConditionModel, load_unet
 from weights_tools.training import workers
 from weights_tools.training.base import Batches, DiffusionTraining
 from weights_tools.training.diffusion import Diffusion, trailing
+from weights_tools.training.muon import muon_and_adamw
 from weights_tools.training.networks import TextToLatents, autocast, load, to_device, write_light
 from weights_tools.training.pool import KINDS
 from weights_tools.training.stage import Context, State, adamw, train
@@ -41,7 +42,7 @@ class UfogenTraining(DiffusionTraining):
     discriminator: str = "base/light"  # the pipeline directory whose UNet it starts from
     betas: tuple[float, ...] = (0.0, 0.99)
     num_inference_steps: int = 8
-    discriminator_rate: float = 1.0
+    discriminator_rate: float = 4.0
     discriminator_every: int = 2
     adversarial_weight: float = 1.0  # at 1 both terms pull equally strongly at the generator's output
     adversarial_after: int = 0  # samples for which the discriminator learns first: undecided, it would pull anywhere
@@ -148,7 +149,8 @@ class _Game:
         return self.state.modules["generator"](noisy, timestep, text).float()
 
     def _descend(self, name: str, loss: Tensor) -> None:
-        workers.descend(self.state.modules[name], [self.state.optimizers[name]], loss, self.config.clip_norm)
+        optimizers = [optimizer for key, optimizer in self.state.optimizers.items() if key.startswith(name)]
+        workers.descend(self.state.modules[name], optimizers, loss, self.config.clip_norm)
 
     def _draw(self, random: np.random.Generator) -> tuple[Tensor, ...]:
         """Latents, noise and ids, bare keywords first."""
@@ -189,8 +191,11 @@ def run(context: Context) -> None:
     torch.manual_seed(config.seed)
     discriminator = make_discriminator(load_unet(context.folder / config.discriminator)).to(context.device)
     modules: dict[str, Any] = {"generator": model.unet, "discriminator": discriminator}
-    optimizers = {name: adamw(module.parameters(), config) for name, module in modules.items()}
-    optimizers["discriminator"].param_groups[0]["rate_scale"] = config.discriminator_rate
+    judging = muon_and_adamw(discriminator, config)  # AdamW alone takes several times the updates to decide
+    for optimizer in judging.values():
+        optimizer.param_groups[0]["rate_scale"] = config.discriminator_rate
+    optimizers = {"generator": adamw(model.unet.parameters(), config)}
+    optimizers |= {f"discriminator {name}": optimizer for name, optimizer in judging.items()}
     state = State(modules, optimizers)
     state.add_averages("generator")
     game = _Game(config, context, state, text_encoder)
