@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shutil
@@ -282,19 +283,20 @@ def test_null_arguments_of_a_model(lib, model):
 # What a bundle holds
 
 
-def test_size_and_schedules(lib, model):
+def test_size_and_schedules(lib, path, model):
     width, height, count = ffi.new("int32_t *"), ffi.new("int32_t *"), ffi.new("int32_t *")
     assert lib.mdrt_get_size(model, width, height) == OK
     assert (width[0], height[0]) == (SIDE, SIDE)
     assert lib.mdrt_get_schedule_count(model, count) == OK
     steps, guidance, name = ffi.new("int32_t *"), ffi.new("double *"), ffi.new("char **")
-    found = {}
+    found = []
     for index in range(count[0]):
         assert lib.mdrt_get_schedule(model, index, steps, guidance, name) == OK
-        found[steps[0]] = (guidance[0], ffi.string(name[0]))
-    assert list(found)[0] == 1
-    assert found[1][0] == 1 and found[8][0] == 2
-    assert found[8][1] == b"ddim"
+        found.append((steps[0], guidance[0], ffi.string(name[0]).decode()))
+    keys = ("num_inference_steps", "guidance_scale", "scheduler")
+    stored = json.loads(_core.Model(path.decode()).metadata())["pipeline"]["schedules"]
+    assert found == [tuple(entry[key] for key in keys) for entry in stored]
+    assert found[0][0] == 1
     for index in (-1, count[0]):
         assert lib.mdrt_get_schedule(model, index, steps, guidance, name) == ARGUMENT
 
@@ -526,7 +528,8 @@ def test_prompts_and_seeds_matter(lib, model, tiger):
         assert status == OK
         assert (pixels != tiger).any()
     eight = {"num_inference_steps": 8, "seed": 1}
-    assert (generate(lib, model, **eight)[1] != generate(lib, model, negative_prompt=b"blue", **eight)[1]).any()
+    empty, blue = (generate(lib, model, negative_prompt=p, guidance_scale=2.0, **eight)[1] for p in (b"", b"blue"))
+    assert (empty != blue).any()
     plain, also_plain = (generate(lib, model, guidance_scale=scale, **eight)[1] for scale in (1.0, 0.5))
     np.testing.assert_array_equal(plain, also_plain)
 

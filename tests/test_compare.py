@@ -161,7 +161,6 @@ def test_quality_of_the_builtin_model(steps, count, mean, worst):
     assert len(set(chosen)) == 64
     chosen = chosen[:: 64 // count]
     results = compare.run(DATA / "emoji-fp16.mdrt", models.builtin_path(), prompts=chosen, num_inference_steps=steps)
-    assert results["guidance_scale"] == (1 if steps == 1 else 2)
     assert results["mean"] >= mean
     assert results["worst"] >= worst
 

@@ -69,7 +69,7 @@ def test_random_seed_is_told(pipe):
 
 
 def test_picture_tells_how_it_was_made(pipe):
-    image = pipe("köning 👑", negative_prompt="blue", num_inference_steps=8, seed=5)
+    image = pipe("köning 👑", negative_prompt="blue", num_inference_steps=8, guidance_scale=2, seed=5)
     made = json.loads(image.info["mdrt"])
     assert made["prompt"] == "köning 👑" and made["guidance_scale"] == 2 and made["num_inference_steps"] == 8
     again = pipe(
@@ -161,11 +161,17 @@ def test_negative_prompt_without_guidance_is_warned_about(pipe, tiger, caplog):
     assert not caplog.text
 
 
-def test_steps_that_are_not_stored(pipe, tiger):
-    stored = [entry["num_inference_steps"] for entry in pipe.config["schedules"]]
-    assert 7 not in stored and 8 in stored
+def test_the_built_in_model_needs_no_guidance(pipe):
+    """What docs/built-in-model.md says; other tests take any guidance that the bundle stores."""
+    stored = {entry["num_inference_steps"]: entry["guidance_scale"] for entry in pipe.config["schedules"]}
+    assert stored == {1: 1, 8: 1}
+
+
+def test_steps_that_are_not_stored(pipe, tiger, monkeypatch):
+    schedules = [{**entry, "guidance_scale": entry["num_inference_steps"] / 4} for entry in pipe.config["schedules"]]
+    monkeypatch.setitem(pipe.config, "schedules", schedules)
     image = pipe(PROMPT, num_inference_steps=7, seed=1)
-    assert json.loads(image.info["mdrt"])["guidance_scale"] == 2  # of the nearest stored count
+    assert json.loads(image.info["mdrt"])["guidance_scale"] == 2  # of eight steps, the nearest stored count
     assert not np.array_equal(np.asarray(image), tiger)
 
 

@@ -14,10 +14,12 @@ import pytest
 
 from mdrt import _core, models, schedulers
 from mdrt.errors import InvalidArgumentError, MemoryLimitError, NumericError
+from weights_tools.convert import convert
 
 PROMPT = "tiger on a blue background"
 SHAPE = (1, 8, 16, 16)
-YARDSTICK = str(Path(__file__).parent / "data/emoji-fp16.mdrt")
+DATA = Path(__file__).parent / "data"
+YARDSTICK = str(DATA / "emoji-fp16.mdrt")
 
 
 @pytest.fixture(scope="module")
@@ -147,12 +149,14 @@ def test_stored_schedule_and_given_rows_make_the_same_latent(model, pipeline):
     np.testing.assert_array_equal(latents(model, seed=2, schedule=made, guidance_scale=2), stored)
 
 
-def test_guidance_that_is_not_given_is_the_nearest_stored_one(model, pipeline):
+def test_guidance_that_is_not_given_is_the_nearest_stored_one(pipeline, tmp_path):
     """Eight steps have a guidance scale of their own, and seven take it."""
-    stored = {entry["num_inference_steps"]: entry["guidance_scale"] for entry in pipeline["schedules"]}
+    convert(DATA / "micro-a", tmp_path / "b.mdrt", steps=[1, 8], guidance_scale=[1, 2])
+    model = _core.Model(str(tmp_path / "b.mdrt"))
     made = schedulers.make_rows(pipeline["scheduler_config"], "ddim", 7).rows
-    expected = latents(model, seed=2, schedule=made, guidance_scale=stored[8])
-    np.testing.assert_array_equal(latents(model, seed=2, schedule=made), expected)
+    guided, plain = (latents(model, seed=2, schedule=made, guidance_scale=scale) for scale in (2, 1))
+    np.testing.assert_array_equal(latents(model, seed=2, schedule=made), guided)
+    assert not np.array_equal(guided, plain)
 
 
 def test_events(model):
