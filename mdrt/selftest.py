@@ -17,11 +17,11 @@ from mdrt.interpreter import Interpreter
 from mdrt.ops import REFERENCES, Case
 from mdrt.quantise import layers
 
-# Two pictures that PyTorch made in float32 from the checkpoint of the built-in model: one step, and eight guided ones.
+# Two pictures that PyTorch made in float32 from the checkpoint of the built-in model, in one step and in eight.
 GOLDEN = Path(__file__).parent / "models" / "golden.npz"
 _INT8_OPS = ("conv2d", "linear", "embedding")
-# In dB. The weights are int8, which costs these pictures 44 to 47 dB; rounding magnifies the last places in which
-# instruction sets differ. A kernel that is wrong leaves less than 30.
+# In dB. The weights are int8, which leaves pictures a little more (docs/built-in-model.md); rounding magnifies the last
+# places in which instruction sets differ. A kernel that is wrong leaves less than 30.
 MIN_PSNR = 40.0
 
 
