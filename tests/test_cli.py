@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,10 @@ from PIL import Image
 import mdrt
 from mdrt import _core, models
 from mdrt.cli import main
+from mdrt.graph import Graph
+from weights_tools.convert import convert
 
+DATA = Path(__file__).parent / "data"
 PROMPT = "tiger on a blue background"
 
 
@@ -330,10 +334,15 @@ def test_bench(capsys):
     assert main(["bench", "all", "--repeats", "1", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert set(found["stages"]) == {"text_encoder", "unet", "vae_decoder"}
-    assert found["stages"]["unet"]["gmac"] == pytest.approx(0.36, rel=0.05)
     assert found["stages"]["unet"]["seconds"] > 0 and found["peak_rss_bytes"] > 10**6
     assert main(["bench", "unet", "--repeats", "1", "--size", "64x64"]) == 0
     assert "GMAC/s" in capsys.readouterr().out
+
+
+def test_bench_counts_multiply_adds(capsys, folder):
+    convert(DATA / "micro-a", folder / "micro.mdrt", steps=[1])
+    assert main(["bench", "vae_decoder", "--model", "micro.mdrt", "--repeats", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["stages"]["vae_decoder"]["gmac"] == pytest.approx(0.209, abs=0.001)
 
 
 def test_bench_profile(capsys):
@@ -342,7 +351,10 @@ def test_bench_profile(capsys):
     steps = found["profile"]["steps"]
     assert all(step["seconds"] > 0 and step["tasks"] >= 1 for step in steps)
     assert sum(step["gmac"] for step in steps) == pytest.approx(found["gmac"], abs=0.001)
-    assert any(step["layer"] == "conv2d 3x3 8->64, 256 pixels, fp16" for step in steps)
+    (conv_in,) = (step for step in steps if step["value"] == "conv_in")
+    channels = Graph.load(models.builtin_path(), "unet").weights["conv_in.weight"].shape[0]
+    assert conv_in["layer"] == f"conv2d 3x3 8->{channels}, 256 pixels, fp16"
+    assert conv_in["gmac"] == pytest.approx(1e-9 * 9 * 8 * channels * 256)
     for groups in (found["profile"]["kernels"], found["profile"]["layers"]):
         assert sum(group["share"] for group in groups) == pytest.approx(1)
         assert sum(group["steps"] for group in groups) == len(steps)
