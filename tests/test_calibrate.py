@@ -185,6 +185,17 @@ class TestChoice:
         assert (found.format, found.reason) == ("fp16", "error") and found.error > quantise.MAX_ERROR
         assert f"{layer}" in quantise.text(quantise.report(choices))
 
+    def test_the_largest_error_of_a_component(self, model, tmp_path):
+        name, *_, choices = model
+        errors = {choice.layer: choice.error for choice in choices if choice.component == "unet" and choice.error}
+        middle = float(np.median(list(errors.values())))
+        options = {"steps": [1, 8], "guidance_scale": [1, 2], "with_encoder": True}
+        found = convert(DATA / name, tmp_path / "b.mdrt", format="int8", max_error={"unet": middle}, **options)
+        for choice in found:
+            too_large = choice.component == "unet" and errors.get(choice.layer, 0) > middle
+            assert (choice.reason == "error") == too_large
+        assert f"unet {100 * middle:g} %" in quantise.text(quantise.report(found))
+
     def test_quality(self, model):
         """Eight bits cost little; the report's errors explain them."""
         _, _, a, b, _ = model
@@ -239,6 +250,11 @@ class TestRefused:
         with pytest.raises(mdrt.InvalidArgumentError, match="only int8 is calibrated, not fp16"):
             convert(DATA / "micro-a", tmp_path / "b.mdrt", format="fp16", calibration_prompts=PROMPTS)
 
+    @pytest.mark.parametrize("max_error", [{"unet": -0.01}, {"unet": float("nan")}, {"u-net": 0.01}], ids=str)
+    def test_largest_error(self, max_error, tmp_path):
+        with pytest.raises(mdrt.InvalidArgumentError, match=r"max_error is .*text_encoder, unet, vae_decoder"):
+            convert(DATA / "micro-a", tmp_path / "b.mdrt", format="int8", max_error=max_error)
+
     def test_missing_folder(self, tmp_path):
         with pytest.raises(mdrt.WriteError):
             convert(DATA / "micro-a", tmp_path / "missing" / "b.mdrt", format="int8")
@@ -253,7 +269,7 @@ class TestCommand:
         assert main(arguments) == 0
         printed = capsys.readouterr().out
         found = json.loads(report.read_text())
-        assert found["max_error"] == quantise.MAX_ERROR and set(found["parameters"]) == {"int8", "fp16"}
+        assert set(found["max_error"].values()) == {quantise.MAX_ERROR} and set(found["parameters"]) == {"int8", "fp16"}
         for entry in found["layers"]:
             assert entry["layer"] in printed
         assert sorted(path.name for path in tmp_path.iterdir()) == ["b.mdrt", "p.txt", "report.json"]

@@ -41,6 +41,7 @@ def convert(
     size: tuple[int, int] | None = None,
     license: str = "",
     calibration_prompts: Sequence[str] | None = None,
+    max_error: Mapping[str, float] | None = None,
     threads: int | None = None,
 ) -> list[Choice] | None:
     """Writes the bundle of a checkpoint; memory for one tensor at a time is needed.
@@ -58,6 +59,7 @@ def convert(
         size: width and height of the pictures in pixels; None: what the checkpoint was made for.
         license: of the weights, as the bundle's provenance states it.
         calibration_prompts: what int8 is calibrated with; None: prompts of our own.
+        max_error: of int8, by component: the relative RMSE from which on a layer is fp16; default: 0.03.
         threads: of calibration; None: MDRT_THREADS, else the physical cores.
 
     Returns:
@@ -75,6 +77,7 @@ def convert(
         raise InvalidArgumentError(f"only int8 is calibrated, not {format}")
     checkpoint = Checkpoint(source)
     networks = load_networks(checkpoint, with_encoder)
+    _check_max_error(max_error or {}, networks)
     vocabulary = read_vocabulary(checkpoint.path / "tokenizer", networks.text_encoder.max_position_embeddings)
     if len(vocabulary.tokens) > networks.text_encoder.vocab_size:
         raise ConversionError(
@@ -115,7 +118,7 @@ def convert(
     with _beside(output) as folder:
         write(folder / "fp32.mdrt", formats="fp32")
         records = calibrate(folder / "fp32.mdrt", candidates(networks.components), calibration_prompts, threads=threads)
-    formats, choices = choose(networks.components, records)
+    formats, choices = choose(networks.components, records, max_error)
     write(output, formats=formats)
     return choices
 
@@ -165,6 +168,14 @@ def _for_each(name: str, counts: Sequence[int], values: Sequence[Value]) -> list
             f"{len(values)} values of {name} for {len(counts)} counts of steps; give one, or one for each"
         )
     return list(values) * len(counts) if len(values) == 1 else list(values)
+
+
+def _check_max_error(max_error: Mapping[str, float], networks: Networks) -> None:
+    for component, limit in max_error.items():
+        if component not in networks.components or not limit >= 0:
+            raise InvalidArgumentError(
+                f"max_error is {limit} for {component}; it gives {', '.join(networks.components)} a number from 0 on"
+            )
 
 
 def _scheduler_config(document: Mapping[str, Any]) -> dict[str, Any]:

@@ -28,9 +28,9 @@ from weights_tools.components import Network
 # Of layers that are not int8.
 OTHER_FORMAT = "fp16"
 
-# The relative RMSE from which on a layer is not int8. Eight bits cost the layers of a trained model 0.2 to 2 %, and
-# every bit less doubles that: a layer beyond 3 % has outliers that leave it six or seven useful bits, and with so few
-# in all layers pictures lose 5 to 11 dB.
+# The relative RMSE from which on a layer is not int8, unless its component is given another. Eight bits cost the layers
+# of a trained model 0.2 to 2 %, and every bit less doubles that: a layer beyond 3 % has outliers that leave it six or
+# seven useful bits, and with so few in all layers pictures lose 5 to 11 dB.
 MAX_ERROR = 0.03
 
 # Modules that read the latent or the timestep, or make the latent or the picture: they are small, and nothing behind or
@@ -54,7 +54,8 @@ class Choice:
         component, layer, op: which it is; layers are called like their weight without `.weight`.
         parameters: of its weights.
         format: "int8" or OTHER_FORMAT.
-        reason: why it is not int8: "ends", "context", "encoder", or "error", which is above MAX_ERROR; else "".
+        reason: why it is not int8: "ends", "context", "encoder", or "error", which is above max_error; else "".
+        max_error: the largest error of int8 layers in its component.
         error: relative RMSE that int8 makes in its products on calibration data, in a table's values for an embedding;
             None: it was no candidate.
         input: "static": one scale and zero point, calibrated; "dynamic": a scale for each pixel or token; "": none.
@@ -65,6 +66,7 @@ class Choice:
     layer: str
     op: str
     parameters: int
+    max_error: float
     format: str
     reason: str = ""
     error: float | None = None
@@ -86,17 +88,21 @@ def candidates(networks: Mapping[str, Network]) -> dict[str, dict[str, Layer]]:
     }
 
 
-def choose(networks: Mapping[str, Network], records: Records) -> tuple[dict[str, ComponentFormat], list[Choice]]:
+def choose(
+    networks: Mapping[str, Network], records: Records, max_error: Mapping[str, float] | None = None
+) -> tuple[dict[str, ComponentFormat], list[Choice]]:
     """The formats of all components of a checkpoint, and how every layer's was found.
 
     Args:
         networks: by component.
         records: what calibration saw of `candidates`.
+        max_error: by component, where it is not MAX_ERROR.
     """
     formats, choices = {}, []
     for component, network in networks.items():
+        limit = (max_error or {}).get(component, MAX_ERROR)
         found = [
-            _choice(component, layer, network.weights, records.get(component, {}).get(name))
+            _choice(component, layer, network.weights, records.get(component, {}).get(name), limit)
             for name, layer in layers(network.graph).items()
         ]
         choices += found
@@ -118,12 +124,13 @@ def _kept(component: str, layer: Layer) -> str:
     return "ends" if layer.name in _ENDS.get(component, ()) else ""
 
 
-def _choice(component: str, layer: Layer, weights: Weights, record: Record | None) -> Choice:
+def _choice(component: str, layer: Layer, weights: Weights, record: Record | None, max_error: float) -> Choice:
     choice = Choice(
         component,
         layer.name,
         layer.op,
         parameters=sum(math.prod(weights[name].shape) for name in _matrices(layer)),
+        max_error=max_error,
         format=OTHER_FORMAT,
         reason=_kept(component, layer),
     )
@@ -136,7 +143,7 @@ def _choice(component: str, layer: Layer, weights: Weights, record: Record | Non
         choice = dataclasses.replace(
             choice, input="static" if layer.needs_input_range else "dynamic", low=record.low, high=record.high
         )
-    if error > MAX_ERROR:
+    if error > max_error:
         return dataclasses.replace(choice, error=error, reason="error")
     return dataclasses.replace(choice, error=error, format="int8")
 
@@ -185,12 +192,12 @@ def _rounded_input(layer: Layer, x: NDArray[np.float32], record: Record) -> NDAr
 
 
 def report(choices: Sequence[Choice]) -> dict[str, Any]:
-    """The choices for programs: `max_error`, `parameters` by format, and `layers`."""
+    """The choices for programs: `max_error` by component, `parameters` by format, and `layers`."""
     parameters: dict[str, int] = {}
     for choice in choices:
         parameters[choice.format] = parameters.get(choice.format, 0) + choice.parameters
     return {
-        "max_error": MAX_ERROR,
+        "max_error": {choice.component: choice.max_error for choice in choices},
         "parameters": parameters,
         "layers": [dataclasses.asdict(choice) for choice in choices],
     }
@@ -207,5 +214,6 @@ def text(report: Mapping[str, Any]) -> str:
             f"{entry['format']}{reason}"
         )
     shares = ", ".join(f"{format} {count / 1e6:.1f} M" for format, count in report["parameters"].items())
-    lines.append(f"parameters of these layers: {shares}; more than {100 * report['max_error']:g} % is not int8")
+    limits = ", ".join(f"{component} {100 * limit:g} %" for component, limit in report["max_error"].items())
+    lines.append(f"parameters of these layers: {shares}; the largest error of int8: {limits}")
     return "\n".join(lines)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -33,6 +34,8 @@ LICENSE = (
 )
 # Model calls and guidance scale of the two schedules that the package stores; guidance is distilled in.
 SCHEDULES = {1: 1.0, 8: 1.0}
+# Layers of the UNet that int8 changes by more are fp16, so that pictures keep to the bars of test_quality_oracle.py.
+MAX_ERROR = {"unet": 0.012}
 # What the pictures to compare with show, and their model calls.
 PICTURES = {"tiger on a blue background": 1, "rocket on a black background": 8}
 # Of all pictures in README and docs: nothing is picked.
@@ -59,8 +62,10 @@ def main() -> None:
 
 
 def write_bundles(pipeline: Path) -> None:
-    for format, path in (("int8", Path(models.__file__).parent / f"{models.BUILTIN_NAME}.mdrt"), ("fp16", YARDSTICK)):
-        convert(pipeline, path, format, steps=[*SCHEDULES], guidance_scale=[*SCHEDULES.values()], license=LICENSE)
+    built_in = Path(models.__file__).parent / f"{models.BUILTIN_NAME}.mdrt"
+    write = partial(convert, pipeline, steps=[*SCHEDULES], guidance_scale=[*SCHEDULES.values()], license=LICENSE)
+    write(built_in, "int8", max_error=MAX_ERROR)
+    write(YARDSTICK, "fp16")
 
 
 def write_golden(pipeline: Path) -> None:
