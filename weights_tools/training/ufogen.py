@@ -129,7 +129,9 @@ class _Game:
             drawn = self.diffusion.predicted_sample(noisy, velocity, timestep)
             figures: dict[str, Tensor] = {}
             if step % config.discriminator_every == 0:
-                figures = self._teach_discriminator(sample, drawn.detach(), level, text)
+                # In float32: to bf16 the perturbation is no larger than rounding, and only a constant would be smooth.
+                with autocast(self.device, False):
+                    figures = self._teach_discriminator(sample, drawn.detach(), level, text.float())
             is_judged = step * config.batch_size >= config.adversarial_after
             logits = self._judge(drawn, level, text) if is_judged else None
         weight = torch.ones(len(ids), 1, 1, 1, device=self.device)
