@@ -32,7 +32,7 @@ LICENSE = (
     "Apache-2.0; draws Noto Color Emoji (Google, Apache-2.0 and OFL-1.1) "
     "by names and keywords of the Unicode CLDR (Unicode License v3)"
 )
-# Model calls and guidance scale of the two schedules that the package stores; guidance is distilled in.
+# Model calls and guidance scale of the two schedules that the package stores: neither needs guidance.
 SCHEDULES = {1: 1.0, 8: 1.0}
 # Layers of the UNet that int8 changes by more are fp16, so that pictures keep to the bars of test_quality_oracle.py.
 MAX_ERROR = {"unet": 0.009}

@@ -24,6 +24,7 @@ from weights_tools.training.muon import muon_and_adamw
 from weights_tools.training.networks import (
     TOKENIZER,
     TextToLatents,
+    autocast,
     empty_ids,
     start_from,
     to_device,
@@ -126,16 +127,16 @@ def dropped(random: np.random.Generator, ids: Tensor, empty: Tensor, share: floa
     return torch.where(here[:, None], empty, ids)
 
 
-def recorded(model: TextToLatents, batch: tuple[Tensor, Tensor, Tensor], bf16: bool) -> Callable[..., Tensor]:
-    """The model for batches of this size, forward and back, on a GPU from a CUDA graph.
+def recorded(model: TextToLatents, batches: Batches, config: DiffusionTraining, device: str) -> Callable[..., Tensor]:
+    """The model for the batches of a training, forward and back, on a GPU from a CUDA graph.
 
     A small network has thousands of kernels that take less time than it takes to launch them.
     """
-    sample, _, ids = batch
-    if sample.device.type != "cuda":
+    if torch.device(device).type != "cuda":
         return model
-    timestep = torch.zeros(len(ids), dtype=torch.long, device=sample.device)
-    with torch.autocast("cuda", torch.bfloat16, enabled=bf16, cache_enabled=False):
+    sample, _, ids = batches.draw(np.random.default_rng(0), config.batch_size)
+    timestep = torch.zeros(len(ids), dtype=torch.long, device=device)
+    with autocast(device, config.bf16, cache_enabled=False):
         replayed: Callable[..., Tensor] = torch.cuda.make_graphed_callables(model, (sample, timestep, ids))
     return replayed
 
@@ -154,7 +155,7 @@ def run(context: Context) -> None:
     state.add_averages("model")
     diffusion, empty = Diffusion(context.device), empty_ids(context.folder).to(context.device)
 
-    predict = recorded(model, batches.draw(np.random.default_rng(0), config.batch_size), config.bf16)
+    predict = recorded(model, batches, config, context.device)
 
     def update(step: int, random: np.random.Generator) -> Mapping[str, Tensor]:
         del step

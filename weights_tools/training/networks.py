@@ -51,10 +51,10 @@ def load(path: Path) -> TextToLatents:
     return TextToLatents(load_text_encoder(path), load_unet(path))
 
 
-def autocast(device: str, is_wanted: bool = True) -> torch.autocast:
+def autocast(device: str, is_wanted: bool = True, cache_enabled: bool = True) -> torch.autocast:
     """bfloat16 for what bears it, on accelerators; CPUs without its instructions lose time by it."""
     kind = device.split(":", maxsplit=1)[0]
-    return torch.autocast(kind, torch.bfloat16, enabled=is_wanted and kind == "cuda")
+    return torch.autocast(kind, torch.bfloat16, enabled=is_wanted and kind == "cuda", cache_enabled=cache_enabled)
 
 
 def to_device(array: Tensor | NDArray[Any], device: str | torch.device) -> Tensor:
