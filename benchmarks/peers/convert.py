@@ -63,11 +63,13 @@ def openvino_fp32(stage: str, checkpoint: Path, models: Path, folder: Path) -> N
     """model.xml, converted from PyTorch, which keeps attention in one piece."""
     del models
     import openvino
+    import torch
     from export_onnx import COMPONENTS
 
     network = COMPONENTS[stage](checkpoint, 64)
     example = tuple(network.inputs.values())
-    model = openvino.convert_model(network.module, example_input=example, input=[tuple(x.shape) for x in example])
+    with torch.no_grad():  # else attention is written out, as for training
+        model = openvino.convert_model(network.module, example_input=example, input=[tuple(x.shape) for x in example])
     openvino.save_model(model, folder / "model.xml", compress_to_fp16=False)
 
 
@@ -93,11 +95,13 @@ def ncnn_fp32(stage: str, checkpoint: Path, models: Path, folder: Path) -> None:
     """model.ncnn.param and model.ncnn.bin, through pnnx."""
     del models
     import pnnx
+    import torch
     from export_onnx import COMPONENTS
 
     network = COMPONENTS[stage](checkpoint, 64)
     try:
-        pnnx.export(network.module, str(folder / "model.pt"), tuple(network.inputs.values()), fp16=False)
+        with torch.no_grad():  # as above
+            pnnx.export(network.module, str(folder / "model.pt"), tuple(network.inputs.values()), fp16=False)
     finally:
         # pnnx cannot load some of the Python files that it writes beside; the model is complete then.
         for path in folder.glob("model*"):

@@ -6,6 +6,7 @@
 namespace {
 
 constexpr int64_t kKeyBlock = 128;
+constexpr int64_t kScoreRows = 32 / kTileRows * kTileRows;   // queries whose scores wait at a time: they stay in the first-level cache
 constexpr int64_t kTokensAhead = 8;
 
 struct AttentionScratch {
@@ -22,7 +23,7 @@ inline AttentionScratch attention_scratch(const AttentionArgs& a) {
   s.q = s.rows * s.q_stride;
   s.keys = s.values = kKeyBlock * s.d;
   s.scores_stride = kKeyBlock + kPanel;
-  s.scores = s.rows * s.scores_stride;
+  s.scores = kScoreRows * s.scores_stride;
   s.out = s.rows * s.d;
   s.state = 2 * s.rows;
   return s;
@@ -68,13 +69,13 @@ inline void multiply_rows(const float* a, int64_t a_stride, int64_t rows, const 
   tile.b_tap = 0;
   tile.c_stride = c_stride;
   tile.accumulate = accumulate;
-  for (int64_t p = 0; p < panels; p += kTilePanels) {
-    const int group = panels - p < kTilePanels ? 1 : kTilePanels;
+  for (int64_t p = 0, group; p < panels; p += group) {
+    group = panel_group(panels - p);
     tile.b = b + p * tile.b_panel;
     for (int64_t m = 0; m < rows; m += kTileRows) {
       for (int r = 0; r < kTileRows; ++r) tile.rows[r] = a + (m + r) * a_stride;
       tile.c = c + m * c_stride + p * kPanel;
-      run_tile(tile, group);
+      run_tile(tile, static_cast<int>(group));
     }
   }
 }
@@ -160,15 +161,19 @@ static void attention(const AttentionArgs* args, int64_t task, void* scratch) {
         memcpy(values + c * padded + j * kPanel, token + c, static_cast<size_t>(kPanel) * sizeof(float));
       }
     }
-    multiply_rows(q, s.q_stride, rows, keys, s.d, padded / kPanel, scores, s.scores_stride, false);
-    for (int64_t i = 0; i < rows; ++i) {
-      const int64_t visible = a.is_causal ? query0 + i + 1 - key0 : count;
-      const float rescale = weigh_row(a, scores + i * s.scores_stride, count, padded, visible < count ? visible : count,
-                                      maximum + i, total + i);
-      if (key0 == 0 || rescale == 1.0f) continue;
-      for (int64_t c = 0; c < s.d; c += VL) store(out + i * s.d + c, load(out + i * s.d + c) * rescale);
+    for (int64_t row0 = 0; row0 < rows; row0 += kScoreRows) {
+      const int64_t count_rows = rows - row0 < kScoreRows ? rows - row0 : kScoreRows;
+      float* out_rows = out + row0 * s.d;
+      multiply_rows(q + row0 * s.q_stride, s.q_stride, count_rows, keys, s.d, padded / kPanel, scores, s.scores_stride, false);
+      for (int64_t i = 0; i < count_rows; ++i) {
+        const int64_t visible = a.is_causal ? query0 + row0 + i + 1 - key0 : count;
+        const float rescale = weigh_row(a, scores + i * s.scores_stride, count, padded, visible < count ? visible : count,
+                                        maximum + row0 + i, total + row0 + i);
+        if (key0 == 0 || rescale == 1.0f) continue;
+        for (int64_t c = 0; c < s.d; c += VL) store(out_rows + i * s.d + c, load(out_rows + i * s.d + c) * rescale);
+      }
+      multiply_rows(scores, s.scores_stride, count_rows, values, padded, s.d / kPanel, out_rows, s.d, key0 != 0);
     }
-    multiply_rows(scores, s.scores_stride, rows, values, padded, s.d / kPanel, out, s.d, key0 != 0);
   }
   for (int64_t i = 0; i < queries; ++i) {
     const float inverse = a.fn == AttentionFn::softmax ? 1.0f / total[i] : 1.0f;

@@ -39,18 +39,34 @@ inline void pad_int8_pixel(const GemmArgs& g, int64_t bytes, int8_t* out) {
   memset(out + g.k_channels, 0, static_cast<size_t>(bytes - g.k_channels));
 }
 
+// `count` pixels that follow each other in the input and in the tile.
+inline void copy_int8_pixels(int8_t* out, int64_t out_stride, const int8_t* in, int64_t in_stride, int64_t count, int64_t bytes) {
+  if (kInt8Bytes == 1 && in_stride == out_stride) {
+    memcpy(out, in, static_cast<size_t>((count - 1) * in_stride + bytes));
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i) copy_int8_pixel(out + i * out_stride, in + i * in_stride, bytes);
+}
+
 // tile: (region.h, region.w, stride)
 inline void load_int8_tile(const GemmArgs& g, const TileRegion& region, int64_t stride, int8_t* tile) {
   const int64_t bytes = round_up(g.k_channels, kInt8Align);
-  for (int64_t y = 0; y < region.h; ++y) {
-    for (int64_t x = 0; x < region.w; ++x, tile += stride) {
-      const int8_t* pixel = int8_pixel(g, region, y, x);
-      if (!pixel) {
-        int8_t* padding = tile + (kInt8Bytes - 1) * bytes;      // the second half, if widening doubles it
-        pad_int8_pixel(g, bytes, padding);
-        pixel = padding;
+  const bool resized = g.view_h != g.in_h || g.view_w != g.in_w;
+  for (int64_t y = 0; y < region.h; ++y, tile += region.w * stride) {
+    for (int64_t x = 0, count; x < region.w; x += count) {
+      count = 1;
+      int8_t* out = tile + x * stride;
+      if (const int8_t* pixel = int8_pixel(g, region, y, x)) {
+        if (!resized) {
+          const int64_t end = g.view_w - region.x;
+          count = (region.w < end ? region.w : end) - x;
+        }
+        copy_int8_pixels(out, stride, pixel, g.sources[0].stride, count, bytes);
+        continue;
       }
-      if (pixel != tile) copy_int8_pixel(tile, pixel, bytes);
+      int8_t* padding = out + (kInt8Bytes - 1) * bytes;      // the second half, if widening doubles it
+      pad_int8_pixel(g, bytes, padding);
+      if (kInt8Bytes > 1) copy_int8_pixel(out, padding, bytes);
     }
   }
 }
@@ -82,11 +98,6 @@ inline void read_columns(const Int8Block& block, int64_t column, int64_t columns
   }
 }
 
-inline vf dequantize(const Int8Columns& columns, const int32_t* sums, int64_t j, float scale) {
-  const vf sum = __builtin_convertvector(load_int(sums + j) - load_int(columns.correction + j), vf);
-  return rounded(sum * rounded(scale * load(columns.factor + j))) + load(columns.bias + j);
-}
-
 // A register tile on its way: sums of `rows` rows, and of the gate's columns if there is one.
 struct Int8Sums {
   const int32_t *c, *gate;
@@ -94,33 +105,58 @@ struct Int8Sums {
   int64_t rows, column, columns;
 };
 
-template <bool kGated, bool kResidual>
+// VL columns of `Int8Columns`.
+struct Int8Lanes {
+  vi correction;
+  vf factor, bias;
+};
+
+inline Int8Lanes read_lanes(const Int8Columns& columns, int64_t j) {
+  return {load_int(columns.correction + j), load(columns.factor + j), load(columns.bias + j)};
+}
+
+inline vf dequantize(const Int8Lanes& lanes, const int32_t* sums, vf scale) {
+  const vf sum = __builtin_convertvector(load_int(sums) - lanes.correction, vf);
+  return rounded(sum * rounded(scale * lanes.factor)) + lanes.bias;
+}
+
+// What does not change from row to row is read once; stores could change it for all that the compiler knows.
+template <bool kGated, bool kResidual, DType kDType>
 void store_sums(const Int8Block& block, const Int8Sums& sums, const Int8Columns& value, const Int8Columns& gate) {
   const GemmArgs& g = block.g;
+  const Activation activation = g.activation;
+  const ActivationView output = g.output, residual = g.residual;
+  const float* const pixel_scale = g.pixel_scale;
   const float* image_bias = g.image_bias ? g.image_bias + block.t.image * g.image_bias_stride + sums.column : nullptr;
-  for (int64_t r = 0; r < sums.rows; ++r) {
-    const int64_t pixel = sums.pixels[r];
-    const float scale = g.pixel_scale ? g.pixel_scale[pixel] : 1.0f;
-    const int64_t output = pixel * g.output.stride + sums.column, residual = pixel * g.residual.stride + sums.column;
-    for (int64_t j = 0; j < sums.columns; j += VL) {
-      vf x = dequantize(value, sums.c + r * kInt8Columns, j, scale);
+  for (int64_t j = 0; j < sums.columns; j += VL) {
+    const Int8Lanes value_lanes = read_lanes(value, j), gate_lanes = kGated ? read_lanes(gate, j) : value_lanes;
+    const vf added = image_bias ? load(image_bias + j) : vf{};
+    for (int64_t r = 0; r < sums.rows; ++r) {
+      const int64_t pixel = sums.pixels[r];
+      const vf scale = splat(pixel_scale ? pixel_scale[pixel] : 1.0f);
+      vf x = dequantize(value_lanes, sums.c + r * kInt8Columns + j, scale);
       if (kGated) {
-        x *= activate(dequantize(gate, sums.gate + r * kInt8Columns, j, scale), g.activation);
+        x *= activate(dequantize(gate_lanes, sums.gate + r * kInt8Columns + j, scale), activation);
       } else {
-        if (image_bias) x += load(image_bias + j);
-        if (g.activation != Activation::none) x = activate(x, g.activation);
+        if (image_bias) x += added;
+        if (activation != Activation::none) x = activate(x, activation);
       }
-      if (kResidual) x += load_as(g.residual.data, residual + j, g.residual.dtype);
-      store_as(g.output.data, output + j, g.output.dtype, x);
+      if (kResidual) x += load_as(residual.data, pixel * residual.stride + sums.column + j, residual.dtype);
+      store_as(output.data, pixel * output.stride + sums.column + j, kDType, x);
     }
   }
 }
 
 typedef void (*StoreSums)(const Int8Block&, const Int8Sums&, const Int8Columns&, const Int8Columns&);
 
+template <DType kDType>
+StoreSums choose_store_of(const GemmArgs& g) {
+  if (g.gated) return g.residual.data ? store_sums<true, true, kDType> : store_sums<true, false, kDType>;
+  return g.residual.data ? store_sums<false, true, kDType> : store_sums<false, false, kDType>;
+}
+
 inline StoreSums choose_store(const GemmArgs& g) {
-  if (g.gated) return g.residual.data ? store_sums<true, true> : store_sums<true, false>;
-  return g.residual.data ? store_sums<false, true> : store_sums<false, false>;
+  return g.output.dtype == DType::fp16 ? choose_store_of<DType::fp16>(g) : choose_store_of<DType::fp32>(g);
 }
 
 // All rows of the block times one group of panels.
@@ -142,6 +178,17 @@ void int8_panels(const Int8Block& block, int64_t panel, int32_t* c) {
   if (g.gated) read_columns(block, sums.column + g.panels / 2 * kPanel, sums.columns, &gate);
   const StoreSums store_tile = choose_store(g);
   const int64_t pixels = t.h * t.w;
+  const bool is_last = panel + kPanels >= t.panel0 + t.panels;
+  // Each tile fetches its share of the panels that follow.
+  const auto multiply = [&](int64_t m, const int8_t* weights, int32_t* sums) {
+    const int64_t bytes = is_last ? 0 : kPanels * tile.b_panel;
+    const int8_t* next = weights + kPanels * tile.b_panel;
+    tile.b = weights;
+    tile.c = sums;
+    tile.fetch = next + (bytes * m / pixels & -kLineBytes);
+    tile.fetch_end = next + bytes * (m + tile.num_rows) / pixels;
+    int8_tile<kPanels>(tile);
+  };
   int64_t y = 0, x = 0;
   for (int64_t m = 0; m < pixels; m += kInt8Rows) {
     sums.rows = pixels - m < kInt8Rows ? pixels - m : kInt8Rows;
@@ -151,14 +198,8 @@ void int8_panels(const Int8Block& block, int64_t panel, int32_t* c) {
       if (m + r + 1 < pixels && ++x == t.w) x = 0, ++y;
     }
     tile.num_rows = static_cast<int>(sums.rows);
-    tile.b = b;
-    tile.c = c;
-    int8_tile<kPanels>(tile);
-    if (g.gated) {
-      tile.b = b + g.panels / 2 * tile.b_panel;
-      tile.c = c + kInt8Rows * kInt8Columns;
-      int8_tile<kPanels>(tile);
-    }
+    multiply(m, b, c);
+    if (g.gated) multiply(m, b + g.panels / 2 * tile.b_panel, c + kInt8Rows * kInt8Columns);
     store_tile(block, sums, value, gate);
   }
 }

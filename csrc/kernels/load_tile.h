@@ -4,29 +4,39 @@
 
 namespace {
 
-// dst[0, channels) = activation(src * scale + shift)
+inline const char* element(const void* base, int64_t index, DType dtype) {
+  return static_cast<const char*>(base) + index * (dtype == DType::fp16 ? 2 : 4);
+}
+
+// dst (pixels, channels) = activation(src * scale + shift); strides in elements.
 template <bool kHalf, bool kNorm, Activation kActivation>
-void load_channels(float* dst, const void* src, int64_t channels, const float* scale, const float* shift) {
-  for (int64_t c = 0; c < channels; c += VL) {
-    vf x = load_as(src, c, kHalf ? DType::fp16 : DType::fp32);
-    if (kNorm) x = x * load(scale + c) + load(shift + c);
-    store(dst + c, activate(x, kActivation));
+void load_pixels(float* dst, int64_t dst_stride, const void* src, int64_t src_stride, int64_t pixels, int64_t channels,
+                 const float* scale, const float* shift) {
+  constexpr DType kDType = kHalf ? DType::fp16 : DType::fp32;
+  for (int64_t i = 0; i < pixels; ++i) {
+    const char* from = element(src, i * src_stride, kDType);
+    float* to = dst + i * dst_stride;
+    for (int64_t c = 0; c < channels; c += VL) {
+      vf x = load_as(from, c, kDType);
+      if (kNorm) x = x * load(scale + c) + load(shift + c);
+      store(to + c, activate(x, kActivation));
+    }
   }
 }
 
-typedef void (*LoadChannels)(float*, const void*, int64_t, const float*, const float*);
+typedef void (*LoadPixels)(float*, int64_t, const void*, int64_t, int64_t, int64_t, const float*, const float*);
 
 template <bool kHalf, bool kNorm>
-LoadChannels choose_load(Activation activation) {
+LoadPixels choose_load(Activation activation) {
   switch (activation) {
-    case Activation::silu: return load_channels<kHalf, kNorm, Activation::silu>;
-    case Activation::gelu: return load_channels<kHalf, kNorm, Activation::gelu>;
-    case Activation::quick_gelu: return load_channels<kHalf, kNorm, Activation::quick_gelu>;
-    default: return load_channels<kHalf, kNorm, Activation::none>;
+    case Activation::silu: return load_pixels<kHalf, kNorm, Activation::silu>;
+    case Activation::gelu: return load_pixels<kHalf, kNorm, Activation::gelu>;
+    case Activation::quick_gelu: return load_pixels<kHalf, kNorm, Activation::quick_gelu>;
+    default: return load_pixels<kHalf, kNorm, Activation::none>;
   }
 }
 
-inline LoadChannels choose_load(DType dtype, bool norm, Activation activation) {
+inline LoadPixels choose_load(DType dtype, bool norm, Activation activation) {
   if (dtype == DType::fp16) return norm ? choose_load<true, true>(activation) : choose_load<true, false>(activation);
   return norm ? choose_load<false, true>(activation) : choose_load<false, false>(activation);
 }
@@ -35,10 +45,6 @@ struct TileRegion {
   int64_t image, y, x;      // top left input pixel of the view, may be negative (padding)
   int64_t h, w;             // pixels to load
 };
-
-inline const char* element(const void* base, int64_t index, DType dtype) {
-  return static_cast<const char*>(base) + index * (dtype == DType::fp16 ? 2 : 4);
-}
 
 // Channels of a few pixels further on: these lie far apart, where the hardware does not look ahead.
 inline void fetch_pixel(const void* base, int64_t index, int64_t channels, DType dtype) {
@@ -53,7 +59,7 @@ constexpr int64_t kPixelsAhead = 8;
 inline void load_tile(const GemmArgs& g, const TileRegion& region, int s, int64_t c0, int64_t k0, int64_t channels, float* tile,
                       int64_t stride) {
   const ActivationView& source = g.sources[s];
-  LoadChannels load_pixel = choose_load(source.dtype, g.norm != nullptr, g.input_activation);
+  const LoadPixels load = choose_load(source.dtype, g.norm != nullptr, g.input_activation);
   const float* scale = g.norm ? g.norm + region.image * 2 * g.k_channels + k0 : nullptr;
   const float* shift = g.norm ? scale + g.k_channels : nullptr;
   const int64_t image_pixel = region.image * g.in_h * g.in_w;
@@ -71,7 +77,7 @@ inline void load_tile(const GemmArgs& g, const TileRegion& region, int s, int64_
       }
       const int64_t pixel = row + (resized ? view_x * g.in_w / g.view_w : view_x);
       fetch_pixel(source.data, (pixel + kPixelsAhead) * source.stride + c0, channels, source.dtype);
-      load_pixel(dst, element(source.data, pixel * source.stride + c0, source.dtype), channels, scale, shift);
+      load(dst, stride, element(source.data, pixel * source.stride + c0, source.dtype), source.stride, 1, channels, scale, shift);
     }
   }
 }

@@ -3,7 +3,37 @@
 // Sums are shifted by the image's first pixel, so that a large mean does not drown a small variance, and are added in
 // block order in float64: the bits do not depend on the number of threads.
 
+namespace {
+
+// Sums of kVectors vectors of channels over pixels [first, end), each channel in the order of pixels. Several vectors at a time, since
+// each addition waits for the one before.
+template <int kVectors>
+void sum_channels(const ActivationView& x, const char* origin, int64_t first, int64_t end, int64_t c, float* sums, float* squares) {
+  vf shift[kVectors], total[kVectors], square[kVectors];
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v) {
+    shift[v] = load_as(origin, c + v * VL, x.dtype);
+    total[v] = square[v] = vf{};
+  }
+  for (int64_t i = first; i < end; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      const vf d = load_as(origin, i * x.stride + c + v * VL, x.dtype) - shift[v];
+      total[v] += d;
+      square[v] += d * d;
+    }
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v) {
+    store(sums + c + v * VL, total[v]);
+    store(squares + c + v * VL, square[v]);
+  }
+}
+
+}  // namespace
+
 static void group_norm_sums(const GroupNormStatsArgs* args, int64_t task, void*) {
+  constexpr int kTogether = 4;
   const GroupNormStatsArgs& a = *args;
   const int64_t image = task / a.blocks, block = task % a.blocks;
   const int64_t first = block * a.block_pixels;
@@ -13,17 +43,9 @@ static void group_norm_sums(const GroupNormStatsArgs* args, int64_t task, void*)
   for (int s = 0; s < a.num_sources; ++s) {
     const ActivationView& x = a.sources[s];
     const char* origin = element(x.data, image * a.pixels * x.stride, x.dtype);
-    for (int64_t c = 0; c < x.channels; c += VL) {
-      const vf shift = load_as(origin, c, x.dtype);
-      vf total = {}, square = {};
-      for (int64_t i = first; i < end; ++i) {
-        const vf d = load_as(origin, i * x.stride + c, x.dtype) - shift;
-        total += d;
-        square += d * d;
-      }
-      store(sums + c, total);
-      store(squares + c, square);
-    }
+    int64_t c = 0;
+    for (; c + kTogether * VL <= x.channels; c += kTogether * VL) sum_channels<kTogether>(x, origin, first, end, c, sums, squares);
+    for (; c < x.channels; c += VL) sum_channels<1>(x, origin, first, end, c, sums, squares);
     sums += x.channels;
     squares += x.channels;
   }
@@ -113,6 +135,7 @@ static void layer_norm(const LayerNormArgs* args, int64_t task, void* scratch) {
   const int64_t first = task * a.block_pixels;
   const int64_t end = first + a.block_pixels < a.pixels ? first + a.block_pixels : a.pixels;
   const float inverse_size = 1.0f / static_cast<float>(a.size);
+  vf differences = {};
   for (int64_t i = first; i < end; ++i) {
     const char* x = element(a.input.data, i * a.input.stride, a.input.dtype);
     vf total = {};
@@ -133,7 +156,9 @@ static void layer_norm(const LayerNormArgs* args, int64_t task, void* scratch) {
       }
     }
     if (quantized) {
-      a.pixel_scale[i] = quantize_pixel(row, a.output.channels, static_cast<int8_t*>(a.output.data) + i * a.output.stride, a.not_finite);
+      int8_t* out = static_cast<int8_t*>(a.output.data) + i * a.output.stride;
+      a.pixel_scale[i] = quantize_pixel(row, a.output.channels, out, &differences);
     }
   }
+  if (quantized) note_not_finite(differences, a.not_finite);
 }

@@ -41,14 +41,14 @@ inline void clear_bytes(int8_t* row, int64_t channels) {
 }
 
 // One pixel, one scale: out = round(x / s) with s = max|x| / 127, or 1 if that is zero or subnormal. Returns s.
-inline float quantize_pixel(const float* x, int64_t channels, int8_t* out, int32_t* not_finite) {
-  vf top = {}, differences = {};
+inline float quantize_pixel(const float* x, int64_t channels, int8_t* out, vf* differences) {
+  vf top = {}, sum = *differences;
   for (int64_t c = 0; c < channels; c += VL) {
     const vf value = load(x + c);
     top = max(top, absolute(value));
-    differences += value - value;
+    sum += value - value;
   }
-  note_not_finite(differences, not_finite);
+  *differences = sum;
   const float largest = max_lane(top);
   const float step = largest / 127.0f, scale = step >= 0x1p-126f ? step : 1.0f;
   const float inverse = 1.0f / scale;
@@ -60,42 +60,69 @@ inline float quantize_pixel(const float* x, int64_t channels, int8_t* out, int32
   return scale;
 }
 
-inline void quantize_pixel(const float* x, int64_t channels, float inverse, int32_t zero_point, int8_t* out, int32_t* not_finite) {
-  vf differences = {};
-  const vf low = splat(static_cast<float>(-128 - zero_point)), high = splat(static_cast<float>(127 - zero_point));
-  for (int64_t c = 0; c < channels; c += VL) {
-    const vf value = load(x + c), q = min(max(rounded(value * inverse), low), high);
-    differences += value - value;
-    store_int8(out + c, round_to_int(q) + (zero_point + kInt8Offset));
+// Writes pixels as bytes, and says at the end if a value was not finite.
+class ByteWriter {
+ public:
+  explicit ByteWriter(const QuantizeArgs& args) : args_(args), inverse_(args.pixel_scale ? 1.0f : 1.0f / *args.input_scale) {
+    if (args.pixel_scale) return;
+    zero_point_ = *args.input_zero_point;
+    low_ = splat(static_cast<float>(-128 - zero_point_));
+    high_ = splat(static_cast<float>(127 - zero_point_));
   }
-  note_not_finite(differences, not_finite);
-  clear_bytes(out, channels);
+  ~ByteWriter() { note_not_finite(differences_, args_.not_finite); }
+
+  void write(const float* x, int64_t pixel) {
+    const int64_t channels = args_.layer.k_channels;
+    int8_t* out = static_cast<int8_t*>(args_.output.data) + pixel * args_.output.stride;
+    if (args_.pixel_scale) {
+      args_.pixel_scale[pixel] = quantize_pixel(x, channels, out, &differences_);
+      return;
+    }
+    vf differences = differences_;
+    for (int64_t c = 0; c < channels; c += VL) {
+      const vf value = load(x + c), q = min(max(rounded(value * inverse_), low_), high_);
+      differences += value - value;
+      store_int8(out + c, round_to_int(q) + (zero_point_ + kInt8Offset));
+    }
+    differences_ = differences;
+    clear_bytes(out, channels);
+  }
+
+ private:
+  const QuantizeArgs& args_;
+  const float inverse_;       // of the scale of all pixels
+  int32_t zero_point_ = 0;
+  vf low_ = {}, high_ = {}, differences_ = {};
+};
+
+// Pixels that are floats at a time: they stay in the first-level cache.
+inline int64_t quantize_run(const GemmArgs& g) {
+  constexpr int64_t kFloats = 4096;
+  return g.k_channels < kFloats ? kFloats / g.k_channels : 1;
 }
 
-inline void write_pixel(const QuantizeArgs& a, const float* x, int64_t pixel) {
-  const int64_t channels = a.layer.k_channels;
-  int8_t* out = static_cast<int8_t*>(a.output.data) + pixel * a.output.stride;
-  if (a.pixel_scale) {
-    a.pixel_scale[pixel] = quantize_pixel(x, channels, out, a.not_finite);
-  } else {
-    quantize_pixel(x, channels, 1.0f / *a.input_scale, *a.input_zero_point, out, a.not_finite);
-  }
-}
-
-inline void quantize_pixels(const QuantizeArgs& a, int64_t first, int64_t end, float* row) {
+// rows: (quantize_run, k_channels)
+inline void quantize_pixels(const QuantizeArgs& a, int64_t first, int64_t end, float* rows) {
   const GemmArgs& g = a.layer;
-  for (int64_t pixel = first; pixel < end; ++pixel) {
-    const int64_t image = g.norm ? pixel / (g.in_h * g.in_w) : 0;
+  ByteWriter writer(a);
+  const int64_t image_pixels = g.in_h * g.in_w, run = quantize_run(g);
+  for (int64_t pixel = first, count; pixel < end; pixel += count) {
+    count = end - pixel < run ? end - pixel : run;
+    const float* scale = nullptr;
+    if (g.norm) {
+      const int64_t left = image_pixels - pixel % image_pixels;
+      if (count > left) count = left;
+      scale = g.norm + pixel / image_pixels * 2 * g.k_channels;
+    }
     int64_t k0 = 0;
     for (int s = 0; s < g.num_sources; ++s) {
       const ActivationView& source = g.sources[s];
-      const float* scale = g.norm ? g.norm + image * 2 * g.k_channels + k0 : nullptr;
       choose_load(source.dtype, g.norm != nullptr, g.input_activation)(
-          row + k0, element(source.data, pixel * source.stride, source.dtype), source.channels, scale,
-          g.norm ? scale + g.k_channels : nullptr);
+          rows + k0, g.k_channels, element(source.data, pixel * source.stride, source.dtype), source.stride, count, source.channels,
+          scale ? scale + k0 : nullptr, scale ? scale + g.k_channels + k0 : nullptr);
       k0 += source.channels;
     }
-    write_pixel(a, row, pixel);
+    for (int64_t i = 0; i < count; ++i) writer.write(rows + i * g.k_channels, pixel + i);
   }
 }
 
@@ -103,7 +130,7 @@ inline void quantize_pixels(const QuantizeArgs& a, int64_t first, int64_t end, f
 
 static int64_t quantize_scratch_bytes(const QuantizeArgs* args) {
   const GemmArgs& g = args->layer;
-  if (!g.depthwise) return g.k_channels * static_cast<int64_t>(sizeof(float));
+  if (!g.depthwise) return quantize_run(g) * g.k_channels * static_cast<int64_t>(sizeof(float));
   const GemmScratch s = gemm_scratch(g);
   return (s.tile + g.block_h * g.block_w * g.k_channels) * static_cast<int64_t>(sizeof(float));
 }
@@ -133,7 +160,8 @@ static void quantize(const QuantizeArgs* args, int64_t task, void* scratch) {
     }
     source_k0 += channels;
   }
+  ByteWriter writer(a);
   for (int64_t i = 0; i < t.h * t.w; ++i) {
-    write_pixel(a, rows + i * g.k_channels, (t.image * g.out_h + t.y0 + i / t.w) * g.out_w + t.x0 + i % t.w);
+    writer.write(rows + i * g.k_channels, (t.image * g.out_h + t.y0 + i / t.w) * g.out_w + t.x0 + i % t.w);
   }
 }

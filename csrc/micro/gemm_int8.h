@@ -55,6 +55,7 @@ struct Int8TileArgs {
   const int8_t* b;                // (panel, tap, depth / 4, 16, 4)
   int64_t b_panel;                // bytes
   int32_t* c;                     // (MR, NR)
+  const int8_t *fetch, *fetch_end;  // bytes of B that are needed next: read ahead meanwhile, where nothing else would ask for them early
 };
 
 #if defined(__AMX_INT8__)

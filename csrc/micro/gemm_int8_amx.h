@@ -36,17 +36,29 @@ inline void gather_rows(const int8_t* const* rows, int64_t offset, int8_t* out) 
   }
 }
 
-// Loads 16 rows x 64 bytes of A into tile register `tile`; rows without a common distance go through `buffer`.
-#define MDRT_LOAD_A(tile, row_pointers, stride, offset, buffer)  \
-  if (stride) {                                                  \
-    _tile_loadd(tile, (row_pointers)[0] + (offset), stride);     \
-  } else {                                                       \
-    gather_rows(row_pointers, offset, buffer);                   \
-    _tile_loadd(tile, buffer, 64);                               \
+// What streams is not kept in the first-level cache, where it would push out the other operand.
+#define MDRT_LOAD_TILE(tile, base, stride, streams) \
+  if (streams) {                                    \
+    _tile_stream_loadd(tile, base, stride);         \
+  } else {                                          \
+    _tile_loadd(tile, base, stride);                \
   }
 
-template <int kPanels>
-void int8_tile(const Int8TileArgs& t) {
+// Loads 16 rows x 64 bytes of A into tile register `tile`; rows without a common distance go through `buffer`.
+#define MDRT_LOAD_A(tile, row_pointers, stride, offset, buffer)                 \
+  if (stride) {                                                                 \
+    MDRT_LOAD_TILE(tile, (row_pointers)[0] + (offset), stride, !kIsConvolution) \
+  } else {                                                                      \
+    gather_rows(row_pointers, offset, buffer);                                  \
+    _tile_loadd(tile, buffer, 64);                                              \
+  }
+
+constexpr int64_t kFetchBytes = 256;      // a step: with 256 pixels in eight tiles, a panel pair while another one multiplies
+
+// A convolution's weights are too many for the cache and stream past its rows, which every tap reads again; a product's rows stream past
+// the weights, which all of them read.
+template <int kPanels, bool kIsConvolution>
+void amx_tile(const Int8TileArgs& t) {
   alignas(64) int8_t a_buffer[2][1024], b_buffer[kPanels][1024];
   const bool two = t.num_rows > 16;
   const int64_t stride0 = common_stride(t.rows), stride1 = two ? common_stride(t.rows + 16) : 0;
@@ -54,7 +66,7 @@ void int8_tile(const Int8TileArgs& t) {
   _tile_zero(1);
   _tile_zero(2);
   _tile_zero(3);
-  const int8_t *b = t.b, *const b_end = t.b + t.b_panel;
+  const int8_t *b = t.b, *const b_end = t.b + t.b_panel, *fetch = t.fetch;
   for (int64_t tap = 0; tap < t.taps; ++tap) {
     for (int64_t k = 0; k < t.depth; k += 64) {
       const int64_t offset = t.tap_offsets[tap] + k, rest = t.depth - k;
@@ -70,11 +82,13 @@ void int8_tile(const Int8TileArgs& t) {
         b1 = b_buffer[kPanels - 1];
       }
       b += (rest < 64 ? rest : 64) * kPanel;
-      _tile_loadd(6, b0, 64);
+      const int8_t* fetch_until = fetch + kFetchBytes < t.fetch_end ? fetch + kFetchBytes : t.fetch_end;
+      for (; fetch < fetch_until; fetch += kLineBytes) __builtin_prefetch(fetch, 0, 2);
+      MDRT_LOAD_TILE(6, b0, 64, kIsConvolution)
       MDRT_LOAD_A(4, t.rows, stride0, offset, a_buffer[0])
       _tile_dpbssd(0, 4, 6);
       if (kPanels == 2) {
-        _tile_loadd(7, b1, 64);
+        MDRT_LOAD_TILE(7, b1, 64, kIsConvolution)
         _tile_dpbssd(1, 4, 7);
       }
       if (two) {
@@ -93,5 +107,15 @@ void int8_tile(const Int8TileArgs& t) {
   }
 }
 #undef MDRT_LOAD_A
+#undef MDRT_LOAD_TILE
+
+template <int kPanels>
+void int8_tile(const Int8TileArgs& t) {
+  if (t.taps > 1) {
+    amx_tile<kPanels, true>(t);
+  } else {
+    amx_tile<kPanels, false>(t);
+  }
+}
 
 }  // namespace

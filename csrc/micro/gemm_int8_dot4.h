@@ -31,38 +31,54 @@ inline vi dot4(vi acc, vi a, vi b) {
 
 typedef int32_t int32_bytes __attribute__((aligned(1), may_alias));
 
-template <int kPanels>
-void int8_tile(const Int8TileArgs& t) {
+// Depth is a multiple of 16, so a turn of the loop may take two steps: what counts and compares uses the ports that multiply.
+constexpr int kSteps = 2;
+
+template <int kRows, int kPanels>
+void dot4_tile(const Int8TileArgs& t) {
   constexpr int kPerPanel = static_cast<int>(kPanel) / VL, kVectors = kPanels * kPerPanel;
-  vi acc[kInt8Rows][kVectors];
+  vi acc[kRows][kVectors];
 #pragma GCC unroll 16
-  for (int r = 0; r < kInt8Rows; ++r) {
+  for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 16
     for (int j = 0; j < kVectors; ++j) acc[r][j] = vi{};
   }
   const int8_t* b = t.b;
   for (int64_t tap = 0; tap < t.taps; ++tap) {
-    const int8_t* rows[kInt8Rows];
+    const int8_t* rows[kRows];
 #pragma GCC unroll 16
-    for (int r = 0; r < kInt8Rows; ++r) rows[r] = t.rows[r] + t.tap_offsets[tap];
-    for (int64_t k = 0; k < t.depth; k += 4, b += 4 * kPanel) {
-      vi bv[kVectors];
+    for (int r = 0; r < kRows; ++r) rows[r] = t.rows[r] + t.tap_offsets[tap];
+    for (int64_t k = 0; k < t.depth; k += kSteps * 4, b += kSteps * 4 * kPanel) {
+#pragma GCC unroll 4
+      for (int step = 0; step < kSteps; ++step) {
+        vi bv[kVectors];
 #pragma GCC unroll 16
-      for (int j = 0; j < kVectors; ++j) {
-        bv[j] = *reinterpret_cast<const vi_bytes*>(b + j / kPerPanel * t.b_panel + j % kPerPanel * VL * 4);
-      }
+        for (int j = 0; j < kVectors; ++j) {
+          bv[j] = *reinterpret_cast<const vi_bytes*>(b + j / kPerPanel * t.b_panel + (step * kPerPanel + j % kPerPanel) * VL * 4);
+        }
 #pragma GCC unroll 16
-      for (int r = 0; r < kInt8Rows; ++r) {
-        const vi a = splat_int(*reinterpret_cast<const int32_bytes*>(rows[r] + k));
+        for (int r = 0; r < kRows; ++r) {
+          const vi a = splat_int(*reinterpret_cast<const int32_bytes*>(rows[r] + k + step * 4));
 #pragma GCC unroll 16
-        for (int j = 0; j < kVectors; ++j) acc[r][j] = dot4(acc[r][j], a, bv[j]);
+          for (int j = 0; j < kVectors; ++j) acc[r][j] = dot4(acc[r][j], a, bv[j]);
+        }
       }
     }
   }
 #pragma GCC unroll 16
-  for (int r = 0; r < kInt8Rows; ++r) {
+  for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 16
     for (int j = 0; j < kVectors; ++j) store_int(t.c + r * kInt8Columns + j * VL, acc[r][j]);
+  }
+}
+
+// The last rows of a block often fill no more than half a tile.
+template <int kPanels>
+void int8_tile(const Int8TileArgs& t) {
+  if (t.num_rows <= kInt8Rows / 2) {
+    dot4_tile<kInt8Rows / 2, kPanels>(t);
+  } else {
+    dot4_tile<kInt8Rows, kPanels>(t);
   }
 }
 

@@ -29,8 +29,17 @@ inline vf load(const float* p) { return *reinterpret_cast<const vf_unaligned*>(p
 inline void store(float* p, vf x) { *reinterpret_cast<vf_unaligned*>(p) = x; }
 inline vi load_int(const int32_t* p) { return *reinterpret_cast<const vi_unaligned*>(p); }
 inline void store_int(int32_t* p, vi x) { *reinterpret_cast<vi_unaligned*>(p) = x; }
+// Of a NaN and a number, the second.
+#if defined(__AVX512F__)
+inline vf max(vf a, vf b) { return reinterpret_cast<vf>(_mm512_max_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b))); }
+inline vf min(vf a, vf b) { return reinterpret_cast<vf>(_mm512_min_ps(reinterpret_cast<__m512>(a), reinterpret_cast<__m512>(b))); }
+#elif defined(__AVX__)
+inline vf max(vf a, vf b) { return reinterpret_cast<vf>(_mm256_max_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b))); }
+inline vf min(vf a, vf b) { return reinterpret_cast<vf>(_mm256_min_ps(reinterpret_cast<__m256>(a), reinterpret_cast<__m256>(b))); }
+#else
 inline vf max(vf a, vf b) { return a > b ? a : b; }
 inline vf min(vf a, vf b) { return a < b ? a : b; }
+#endif
 inline vf bits_to_float(vi x) { return reinterpret_cast<vf>(x); }
 inline vi float_to_bits(vf x) { return reinterpret_cast<vi>(x); }
 
