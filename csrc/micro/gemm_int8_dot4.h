@@ -44,11 +44,13 @@ void dot4_tile(const Int8TileArgs& t) {
     for (int j = 0; j < kVectors; ++j) acc[r][j] = vi{};
   }
   const int8_t* b = t.b;
-  for (int64_t tap = 0; tap < t.taps; ++tap) {
-    const int8_t* rows[kRows];
+  const int8_t* rows[kRows];
 #pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) rows[r] = t.rows[r] + t.tap_offsets[tap];
-    for (int64_t k = 0; k < t.depth; k += kSteps * 4, b += kSteps * 4 * kPanel) {
+  for (int r = 0; r < kRows; ++r) rows[r] = t.rows[r];
+  for (int64_t tap = 0; tap < t.taps; ++tap) {
+    // k counts from the tap's first byte, so that the pointers to rows stay what they are.
+    const int64_t first = t.tap_offsets[tap], end = first + t.depth;
+    for (int64_t k = first; k < end; k += kSteps * 4, b += kSteps * 4 * kPanel) {
 #pragma GCC unroll 4
       for (int step = 0; step < kSteps; ++step) {
         vi bv[kVectors];

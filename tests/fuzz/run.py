@@ -1,6 +1,6 @@
 """Builds libmdrt and fuzz_bundle, with sanitizers or as shipped, and runs them on seeds made here.
 
-python tests/fuzz/run.py --build DIR [--shipped] [--container 20000] [--graph 5000] [--seed 1]
+python tests/fuzz/run.py --build DIR [--library DIR] [--shipped] [--container 20000] [--graph 5000] [--seed 1]
 """
 
 import argparse
@@ -11,7 +11,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
-SANITIZE = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer -g -O1"
+SANITIZERS = "address,undefined"
+SANITIZE = f"-fsanitize={SANITIZERS} -fno-sanitize-recover=all -fno-omit-frame-pointer -g"
 
 sys.path.insert(0, str(HERE.parent))
 from mini_bundle import tiny_bundle  # noqa: E402
@@ -32,13 +33,19 @@ def write_seeds(folder):
     return complete, bare
 
 
-def build(folder, source=ROOT, flags=SANITIZE, jobs=2):
-    """Returns the fuzzer; the library is built from `source`."""
+def build(folder, library=None, source=ROOT, is_sanitized=True, jobs=2):
+    """Returns the fuzzer; the library is built from `source`, in the folder `library`, where much may lie already."""
     folder.mkdir(parents=True, exist_ok=True)
-    kind = [f"-DCMAKE_CXX_FLAGS={flags}", "-DCMAKE_BUILD_TYPE=None"] if flags else ["-DCMAKE_BUILD_TYPE=Release"]
-    subprocess.run(["cmake", "-S", source, "-B", folder / "lib", *kind], check=True, stdout=subprocess.DEVNULL)
+    library = (library or folder / "lib").resolve()
+    flags = SANITIZE if is_sanitized else ""
+    kind = (
+        [f"-DMDRT_SANITIZE={SANITIZERS}", "-DCMAKE_BUILD_TYPE=RelWithDebInfo"]
+        if is_sanitized
+        else ["-DCMAKE_BUILD_TYPE=Release"]
+    )
+    subprocess.run(["cmake", "-S", source, "-B", library, *kind], check=True, stdout=subprocess.DEVNULL)
     subprocess.run(
-        ["cmake", "--build", folder / "lib", "--target", "mdrt", f"-j{jobs}"], check=True, stdout=subprocess.DEVNULL
+        ["cmake", "--build", library, "--target", "mdrt", f"-j{jobs}"], check=True, stdout=subprocess.DEVNULL
     )
     program = folder / "fuzz_bundle"
     compiler = os.environ.get("CXX", "g++")
@@ -56,9 +63,9 @@ def build(folder, source=ROOT, flags=SANITIZE, jobs=2):
         HERE / "mutate.cc",
         "-o",
         program,
-        f"-L{folder / 'lib'}",
+        f"-L{library}",
         "-lmdrt",
-        f"-Wl,-rpath,{folder / 'lib'}",
+        f"-Wl,-rpath,{library}",
         "-pthread",
     ]
     subprocess.run(command, check=True)
@@ -68,12 +75,13 @@ def build(folder, source=ROOT, flags=SANITIZE, jobs=2):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--build", type=Path, required=True)
+    parser.add_argument("--library", type=Path, help="where the library is built; default: in DIR")
     parser.add_argument("--shipped", action="store_true", help="the library as it is shipped, without sanitizers")
     parser.add_argument("--container", type=int, default=20000)
     parser.add_argument("--graph", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    program = build(arguments.build, flags="" if arguments.shipped else SANITIZE)
+    program = build(arguments.build, arguments.library, is_sanitized=not arguments.shipped)
     complete, bare = write_seeds(arguments.build)
     environment = {
         **os.environ,

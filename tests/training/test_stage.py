@@ -14,7 +14,7 @@ from weights_tools.training import figures
 from weights_tools.training.emoji import EmojiSet, PackConfig
 from weights_tools.training.latents import LatentsConfig, training_scenes
 from weights_tools.training.layouts import is_held_out
-from weights_tools.training.pool import KINDS, Pool, read_pool
+from weights_tools.training.pool import KINDS, MOST_CHOICES, Pool, most_different, read_pool, spread
 from weights_tools.training.stage import Context, LoopConfig
 from weights_tools.training.tokenizer import TokenizerTraining
 from weights_tools.training.vae import VaeTraining
@@ -98,18 +98,45 @@ def test_pool_draws_by_kind_and_weight(tmp_path: Path) -> None:
     assert pool.members[pool.choices(np.arange(4))].tolist() == [[0], [1], [2], [1]]
 
 
+def open_pool(kind: str, count: int, channels: int) -> Pool:
+    """`count` random pictures of one caption, and one of another."""
+    latents = np.random.default_rng(1).standard_normal((count + 1, channels, 4, 4)).astype(np.float16)
+    kinds = np.array([KINDS.index(kind)] * count + [KINDS.index("single")], np.uint8)
+    ids = np.array([[7]] * count + [[8]], np.uint16)
+    return Pool(latents, np.arange(count + 1, dtype=np.int32), kinds, ids, np.ones(count + 1, np.float32))
+
+
 def test_rows_of_one_caption_leave_the_choice() -> None:
-    """Each member has the direction in which its means differ from those of all; fewer choices are repeated."""
-    latents = np.random.default_rng(1).standard_normal((5, 2, 4, 4)).astype(np.float16)
-    kind = np.array([KINDS.index(name) for name in ("keyword", "single", "keyword", "image", "keyword")], np.uint8)
-    ids = np.array([[7], [8], [7], [9], [7]], np.uint16)
-    pool = Pool(latents, np.arange(5, dtype=np.int32), kind, ids, np.ones(5, np.float32))
-    choices = pool.choices(np.array([1, 4, 3]))
-    assert pool.members[choices].tolist() == [[1, 1, 1], [0, 2, 4], [3, 3, 3]]
-    means = latents[[0, 2, 4]].astype(np.float32).mean((2, 3))
-    expected = means - means.mean(0)
-    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    np.testing.assert_allclose(pool.directions[choices[1]], expected, atol=1e-6)
+    """Each member has a direction near to that of its means, as far as it can be from the others'."""
+    pool = open_pool("keyword", 3, 2)
+    choices = pool.choices(np.array([3, 1]))
+    assert pool.members[choices].tolist() == [[3, 3, 3], [0, 1, 2]]  # fewer choices are repeated
+    directions = pool.directions[choices[1]]
+    np.testing.assert_allclose(directions @ directions.T, 1.5 * np.eye(3) - 0.5, atol=1e-5)
+    means = pool.latents[:3].mean((2, 3), dtype=np.float32)
+    assert ((means - means.mean(0)) * directions).sum(1).min() > 0
+    assert not pool.directions[choices[0]].any()
+
+
+@pytest.mark.parametrize("kind, expected", [("keyword", MOST_CHOICES), ("image", 30)])
+def test_few_of_a_keywords_pictures_can_be_chosen_and_all_of_a_folder(kind: str, expected: int) -> None:
+    pool = open_pool(kind, 30, 8)
+    choices = pool.choices(np.array([0]))[0]
+    chosen = pool.members[choices]
+    assert len(set(chosen.tolist())) == len(chosen) == expected and chosen.max() < 30
+    noise = np.random.default_rng(0).standard_normal((20000, 8)).astype(np.float32)
+    counts = np.bincount((noise @ pool.directions[choices].T).argmax(1), minlength=expected)
+    assert counts.min() > 0.5 * 20000 / expected
+
+
+def test_the_most_different_pictures_are_chosen() -> None:
+    latents = np.array([0, 0.1, 0.2, 5, 5.1, 9], np.float16).reshape(6, 1, 1, 1)
+    assert most_different(latents, 3).tolist() == [0, 3, 5]  # 5 is nearest to the average
+    assert most_different(latents, 6).tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_pictures_with_the_same_means_have_no_direction() -> None:
+    assert not spread(np.ones((4, 3), np.float32)).any()
 
 
 def test_pool_refuses(tmp_path: Path) -> None:

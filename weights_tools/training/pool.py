@@ -1,9 +1,11 @@
 """The pool of training latents: every picture of the training set once, with all that it may be called.
 
-A caption that several pictures have leaves the choice to the noise: of these pictures the one is drawn whose means over
-all pixels differ from those of all of them in the direction of the noise's means. So noise and caption determine the
-picture, and a model learns in one step to draw one of them, not their average. The idea is that of Li et al.,
-"Immiscible Diffusion", arXiv 2406.12303; means are few and easily seen in noise.
+A caption that several pictures have leaves the choice to the noise: of these pictures the one is drawn whose direction
+is most like the noise's means over all pixels. So noise and caption determine the picture, and a model learns in one
+step to draw one of them, not their average. The idea is that of Li et al., "Immiscible Diffusion", arXiv 2406.12303;
+means are few and easily seen in noise. Directions are those in which the pictures' own means differ, spread evenly, so
+that each picture is chosen as often as any other. Of a keyword's pictures `MOST_CHOICES` can be chosen, those that
+differ most: with dozens, most noise lies near a border between two of them, where a model draws their average.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from mdrt.files import replacing
 # What rows show; `image` are pictures of a folder of one's own.
 KINDS = ("single", "colour", "beside", "above", "rest", "keyword", "image")
 _OPEN_KINDS = ("keyword", "image")  # of which several pictures may have one caption
+MOST_CHOICES = 12
 FILE_NAME = "latents.npz"
 _ARRAYS = ("latents", "picture", "kind", "ids", "weight")
 
@@ -56,17 +59,21 @@ class Pool:
         rows = np.concatenate([self._rows[name] for name in _OPEN_KINDS])
         _, groups = np.unique(self.ids[rows], axis=0, return_inverse=True)
         pairs = np.unique(np.stack([groups.ravel(), self.picture[rows]], 1), axis=0)
-        sizes = np.bincount(pairs[:, 0])
+        means = self.latents.mean((2, 3), dtype=np.float32)
+        members, directions = [np.arange(len(self.latents))], [np.zeros_like(means)]
+        most = MOST_CHOICES if len(self._rows["keyword"]) else len(self.latents)  # one's own pictures are all taught
+        known: dict[bytes, tuple[NDArray[np.intp], NDArray[np.float32]]] = {}  # a keyword's wordings have the same
+        for pictures in np.split(pairs[:, 1], np.flatnonzero(np.diff(pairs[:, 0])) + 1) if len(pairs) else ():
+            if (key := pictures.tobytes()) not in known:
+                chosen = pictures[most_different(self.latents[pictures], most)]
+                known[key] = chosen, spread(means[chosen])
+            members.append(known[key][0])
+            directions.append(known[key][1])
+        sizes = np.array([len(chosen) for chosen in members[1:]])
         starts = len(self.latents) + np.cumsum(sizes) - sizes
-        self.members = np.concatenate([np.arange(len(self.latents)), pairs[:, 1]])
+        self.members, self.directions = np.concatenate(members), np.concatenate(directions)
         self._start, self._size = self.picture.astype(np.intp), np.ones(len(self.kind), np.intp)
         self._start[rows], self._size[rows] = starts[groups.ravel()], sizes[groups.ravel()]
-        means = self.latents.mean((2, 3), dtype=np.float32)[pairs[:, 1]]
-        sums = np.zeros((len(sizes), means.shape[1]), np.float32)
-        np.add.at(sums, pairs[:, 0], means)
-        means -= (sums / np.maximum(sizes, 1)[:, None])[pairs[:, 0]]
-        means /= np.maximum(np.linalg.norm(means, axis=1, keepdims=True), 1e-6)
-        self.directions = np.concatenate([np.zeros((len(self.latents), means.shape[1]), np.float32), means])
 
     def sample(self, random: np.random.Generator, count: int, chances: Mapping[str, float]) -> NDArray[np.intp]:
         """Random rows, (count,).
@@ -103,6 +110,30 @@ class Pool:
         """Writes the pool, an .npz of the arrays named above."""
         with replacing(path) as file:
             np.savez(file, **{name: getattr(self, name) for name in _ARRAYS})
+
+
+def most_different(latents: NDArray[np.float16], most: int) -> NDArray[np.intp]:
+    """Places of this many of (n, ...) latents, or of all: again and again the one farthest from those there are."""
+    flat = latents.reshape(len(latents), -1).astype(np.float32)
+    if len(flat) <= most:
+        return np.arange(len(flat))
+    chosen = [int(np.square(flat - flat.mean(0)).sum(1).argmin())]
+    distances = np.full(len(flat), np.inf, np.float32)
+    while len(chosen) < most:
+        distances = np.minimum(distances, np.square(flat - flat[chosen[-1]]).sum(1))
+        chosen.append(int(distances.argmax()))
+    return np.sort(chosen)
+
+
+def spread(means: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Unit vectors that point where (n, channels) means differ from their average, as evenly as there is room.
+
+    With at most one vector more than channels, all angles between them are the same.
+    """
+    left, strengths, right = np.linalg.svd(means - means.mean(0), full_matrices=False)
+    count = int((strengths > 1e-5 * max(strengths[0], 1e-30)).sum())
+    evenly = left[:, :count] @ right[:count]
+    return np.asarray(evenly / np.maximum(np.linalg.norm(evenly, axis=1, keepdims=True), 1e-6), np.float32)
 
 
 def read_pool(path: Path) -> Pool:
