@@ -60,7 +60,7 @@ inline float quantize_pixel(const float* x, int64_t channels, int8_t* out, vf* d
   return scale;
 }
 
-// Writes pixels as bytes, and says at the end if a value was not finite.
+// Writes pixels as bytes. No destructor says what `finish` says: one would bring exceptions into a kernel.
 class ByteWriter {
  public:
   explicit ByteWriter(const QuantizeArgs& args) : args_(args), inverse_(args.pixel_scale ? 1.0f : 1.0f / *args.input_scale) {
@@ -69,7 +69,8 @@ class ByteWriter {
     low_ = splat(static_cast<float>(-128 - zero_point_));
     high_ = splat(static_cast<float>(127 - zero_point_));
   }
-  ~ByteWriter() { note_not_finite(differences_, args_.not_finite); }
+
+  void finish() const { note_not_finite(differences_, args_.not_finite); }
 
   void write(const float* x, int64_t pixel) {
     const int64_t channels = args_.layer.k_channels;
@@ -124,6 +125,7 @@ inline void quantize_pixels(const QuantizeArgs& a, int64_t first, int64_t end, f
     }
     for (int64_t i = 0; i < count; ++i) writer.write(rows + i * g.k_channels, pixel + i);
   }
+  writer.finish();
 }
 
 }  // namespace
@@ -164,4 +166,5 @@ static void quantize(const QuantizeArgs* args, int64_t task, void* scratch) {
   for (int64_t i = 0; i < t.h * t.w; ++i) {
     writer.write(rows + i * g.k_channels, (t.image * g.out_h + t.y0 + i / t.w) * g.out_w + t.x0 + i % t.w);
   }
+  writer.finish();
 }
