@@ -69,14 +69,15 @@ inline void multiply_rows(const float* a, int64_t a_stride, int64_t rows, const 
   tile.b_tap = 0;
   tile.c_stride = c_stride;
   tile.accumulate = accumulate;
-  for (int64_t p = 0, group; p < panels; p += group) {
-    group = panel_group(panels - p);
+  for (int64_t p = 0; p < panels;) {
+    const int group = panel_group(panels - p);
     tile.b = b + p * tile.b_panel;
     for (int64_t m = 0; m < rows; m += kTileRows) {
       for (int r = 0; r < kTileRows; ++r) tile.rows[r] = a + (m + r) * a_stride;
       tile.c = c + m * c_stride + p * kPanel;
-      run_tile(tile, static_cast<int>(group));
+      run_tile(tile, group);
     }
+    p += group;
   }
 }
 

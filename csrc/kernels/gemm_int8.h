@@ -178,15 +178,17 @@ void int8_panels(const Int8Block& block, int64_t panel, int32_t* c) {
   if (g.gated) read_columns(block, sums.column + g.panels / 2 * kPanel, sums.columns, &gate);
   const StoreSums store_tile = choose_store(g);
   const int64_t pixels = t.h * t.w;
-  const bool is_last = panel + kPanels >= t.panel0 + t.panels;
+  const bool fetches = kInt8FetchesAhead && panel + kPanels < t.panel0 + t.panels;
   // Each tile fetches its share of the panels that follow.
   const auto multiply = [&](int64_t m, const int8_t* weights, int32_t* sums) {
-    const int64_t bytes = is_last ? 0 : kPanels * tile.b_panel;
-    const int8_t* next = weights + kPanels * tile.b_panel;
     tile.b = weights;
     tile.c = sums;
-    tile.fetch = next + (bytes * m / pixels & -kLineBytes);
-    tile.fetch_end = next + bytes * (m + tile.num_rows) / pixels;
+    tile.fetch = tile.fetch_end = nullptr;
+    if (fetches) {
+      const int64_t bytes = kPanels * tile.b_panel;
+      tile.fetch = weights + bytes + (bytes * m / pixels & -kLineBytes);
+      tile.fetch_end = weights + bytes + bytes * (m + tile.num_rows) / pixels;
+    }
     int8_tile<kPanels>(tile);
   };
   int64_t y = 0, x = 0;

@@ -45,6 +45,12 @@ constexpr int64_t kInt8Bytes = 2, kInt8Tail = 64, kInt8RowStep = kInt16Rows, kIn
 #else
 constexpr int64_t kInt8Bytes = 1, kInt8Tail = 0, kInt8RowStep = kInt8Rows, kInt8TaskPanels = 2;
 #endif
+// Whether a tile brings near the weights that come after its own: AMX is done with a panel before they would arrive.
+#if defined(__AMX_INT8__)
+constexpr bool kInt8FetchesAhead = true;
+#else
+constexpr bool kInt8FetchesAhead = false;
+#endif
 constexpr int kInt8Columns = kInt8Panels * static_cast<int>(kPanel);
 
 struct Int8TileArgs {
@@ -55,7 +61,7 @@ struct Int8TileArgs {
   const int8_t* b;                // (panel, tap, depth / 4, 16, 4)
   int64_t b_panel;                // bytes
   int32_t* c;                     // (MR, NR)
-  const int8_t *fetch, *fetch_end;  // bytes of B that are needed next: read ahead meanwhile, where nothing else would ask for them early
+  const int8_t *fetch, *fetch_end;  // if kInt8FetchesAhead: bytes of B that are needed next, to bring near meanwhile
 };
 
 #if defined(__AMX_INT8__)

@@ -82,8 +82,7 @@ void amx_tile(const Int8TileArgs& t) {
         b1 = b_buffer[kPanels - 1];
       }
       b += (rest < 64 ? rest : 64) * kPanel;
-      const int8_t* fetch_until = fetch + kFetchBytes < t.fetch_end ? fetch + kFetchBytes : t.fetch_end;
-      for (; fetch < fetch_until; fetch += kLineBytes) __builtin_prefetch(fetch, 0, 2);
+      for (int64_t i = 0; i < kFetchBytes && fetch < t.fetch_end; i += kLineBytes, fetch += kLineBytes) __builtin_prefetch(fetch, 0, 2);
       MDRT_LOAD_TILE(6, b0, 64, kIsConvolution)
       MDRT_LOAD_A(4, t.rows, stride0, offset, a_buffer[0])
       _tile_dpbssd(0, 4, 6);

@@ -69,7 +69,7 @@ class Pool:
                 known[key] = chosen, spread(means[chosen])
             members.append(known[key][0])
             directions.append(known[key][1])
-        sizes = np.array([len(chosen) for chosen in members[1:]])
+        sizes = np.array([len(chosen) for chosen in members[1:]], np.intp)
         starts = len(self.latents) + np.cumsum(sizes) - sizes
         self.members, self.directions = np.concatenate(members), np.concatenate(directions)
         self._start, self._size = self.picture.astype(np.intp), np.ones(len(self.kind), np.intp)
