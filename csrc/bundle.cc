@@ -23,7 +23,7 @@ namespace {
 using Type = Json::Type;
 using Value = Json::Value;
 
-constexpr int kFormatMajor = 1, kFormatMinor = 1;
+constexpr int kFormatMajor = 1, kFormatMinor = 2;
 constexpr int64_t kMaxHeaderBytes = 4 << 20;
 constexpr uint32_t kMaxTensors = 16384;
 constexpr int kMaxDepth = 16;
@@ -198,10 +198,16 @@ class BundleParser {
   }
 
   void check_minor() {
+    int least = 0;
+    std::string cause;
     for (const Graph& graph : bundle_.graphs_)
-      for (const Weight& weight : graph.weights)
-        if (weight.dtype == DType::int8 && format_minor_ < 1)
-          refuse("format: [1, 0] has no int8 weights, and '" + graph.name + "/" + weight.name + "' is one; state [1, 1]");
+      for (const Node& node : graph.nodes)
+        if (const int needed = format_minor(node); needed > least) {
+          least = needed;
+          cause = "node '" + node.name + "' of component '" + graph.name + "' has int8 weights" + (needed > 1 ? " without weight_sum" : "");
+        }
+    if (least > format_minor_)
+      refuse("format: is [1, " + std::to_string(format_minor_) + "], but " + cause + "; state [1, " + std::to_string(least) + "]");
   }
 
   void parse_document(Value root) {

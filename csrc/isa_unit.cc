@@ -25,6 +25,7 @@ namespace MDRT_ISA_NAME {
 #include "micro/gemm_int16.h"
 #include "micro/gemm_int8.h"
 #include "kernels/load_tile.h"
+#include "kernels/load_weight.h"
 #include "kernels/gemm.h"
 #include "kernels/winograd.h"
 #include "kernels/narrow.h"

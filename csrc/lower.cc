@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/checked.h"
+#include "quantised.h"
 
 namespace mdrt {
 namespace {
@@ -159,7 +160,9 @@ void Lowering::place_output(const FusedNode& node, const std::vector<int32_t>& o
 }
 
 void Lowering::lower_node(const FusedNode& node) {
-  if (node.op == OpType::conv2d || node.op == OpType::linear) return is_int8(node) ? lower_gemm_int8(node) : lower_gemm(node);
+  if (node.op == OpType::conv2d || node.op == OpType::linear) {
+    return multiplies_integers(plain(node.node)) ? lower_gemm_int8(node) : lower_gemm(node);
+  }
   if (node.op == OpType::layer_norm) return lower_layer_norm(node);
   if (!node.stats_only) place_output(node, {});
   switch (node.op) {

@@ -66,7 +66,6 @@ class Lowering {
   // What the loader reads, and what follows the product, of a strip or of the whole batch.
   void set_input(const FusedNode& node, const Strip& strip, GemmArgs* g);
   void set_product(const FusedNode& node, const Strip& strip, GemmArgs* g);
-  bool is_int8(const FusedNode& node) const;
   bool is_read_as_bytes(int32_t value) const;
   Quantized add_quantized(int64_t batch, int64_t height, int64_t width, int64_t channels, bool scale_per_pixel);
   void quantize(const FusedNode& node, const GemmArgs& layer, const Strip& strip, const Quantized& q);

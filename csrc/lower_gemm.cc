@@ -1,4 +1,4 @@
-// Lowering of convolutions and linear layers with float weights, and what those with int8 weights have in common with them.
+// Lowering of convolutions and linear layers that multiply floats, and what those that multiply integers have in common with them.
 #include <algorithm>
 
 #include "lower.h"
@@ -15,12 +15,13 @@ void Lowering::set_input(const FusedNode& node, const Strip& strip, GemmArgs* g)
 
 void Lowering::set_product(const FusedNode& node, const Strip& strip, GemmArgs* g) {
   const Node& op = plain(node.node);
-  const Weight& panels = *find_weight(op, 1);
+  const Weight& panels = *find_weight(op, kWeight);
   g->weight = panels.data;
   g->weight_dtype = panels.dtype;
   g->panels = panels.shape[0];
   g->columns = plan_.shapes[static_cast<size_t>(node.output)].back();
-  g->bias = weight<float>(op, 2);
+  g->bias = weight<float>(op, kBias);
+  g->weight_scale = weight<float>(op, kWeightScale);
   g->activation = node.activation;
   g->gated = node.gated;
   if (node.image_bias >= 0) {

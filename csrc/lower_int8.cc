@@ -1,8 +1,9 @@
-// Lowering of int8 layers: their input becomes bytes in a step of its own, unless its producer writes bytes already.
+// Lowering of layers that multiply integers: their input becomes bytes in a step of its own, unless its producer writes bytes already.
 #include <algorithm>
 
 #include "base/checked.h"
 #include "lower.h"
+#include "quantised.h"
 
 namespace mdrt {
 namespace {
@@ -69,11 +70,6 @@ std::vector<Strip> choose_strips(const GemmArgs& layer, const TileInfo& tile, co
 
 }  // namespace
 
-bool Lowering::is_int8(const FusedNode& node) const {
-  if (node.op != OpType::conv2d && node.op != OpType::linear) return false;
-  return find_weight(plain(node.node), kWeight)->dtype == DType::int8;
-}
-
 // Whether every reader of a value takes it as bytes with a scale per pixel, so that its producer may write just those.
 bool Lowering::is_read_as_bytes(int32_t value) const {
   if (!request_.fuse || wanted_[static_cast<size_t>(value)]) return false;
@@ -82,7 +78,7 @@ bool Lowering::is_read_as_bytes(int32_t value) const {
     if (!node.alive) continue;
     if (node.residual == value || node.image_bias == value) return false;
     if (std::find(node.inputs.begin(), node.inputs.end(), value) == node.inputs.end()) continue;
-    if (!is_int8(node) || node.inputs.size() != 1 || node.norm >= 0 || node.depthwise >= 0) return false;
+    if (!multiplies_integers(plain(node.node)) || node.inputs.size() != 1 || node.norm >= 0 || node.depthwise >= 0) return false;
     if (find_weight(plain(node.node), kInputScale)) return false;
     read = true;
   }
@@ -162,7 +158,6 @@ void Lowering::multiply_int8(const FusedNode& node, const GemmArgs& layer, const
   g.k_channels = q.place.channels;
   step.macs = macs(node.node) / all_rows(layer) * (strip.images * strip.out_h);
   set_product(node, strip, &g);
-  g.weight_scale = weight<float>(op, kWeightScale);
   g.weight_sum = weight<int32_t>(op, kWeightSum);
   if (q.scales >= 0) {
     use(&g.pixel_scale, q.scales);

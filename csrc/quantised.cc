@@ -40,7 +40,8 @@ class Layer {
 
   void check_values() const {
     check_scales(kWeightScale);
-    if (!is_product(node_)) return check_scales(kWeightScale + 1);
+    if (node_.op == OpType::embedding) return check_scales(kWeightScale + 1);
+    if (!multiplies_integers(node_)) return;
     check_range(kWeightSum, -kLargest * products(node_), kLargest * products(node_));
     if (node_.inputs.size() <= kInputScale) return;
     check_scales(kInputScale);
@@ -49,7 +50,8 @@ class Layer {
 
   void verify() const {
     check_no_minus_128(kWeight);
-    if (!is_product(node_)) return check_no_minus_128(kWeight + 1);
+    if (node_.op == OpType::embedding) return check_no_minus_128(kWeight + 1);
+    if (!multiplies_integers(node_)) return;
     const std::vector<int64_t> sums = column_sums();
     const int32_t* stated = data<int32_t>(kWeightSum);
     for (size_t i = 0; i < sums.size(); ++i)
@@ -116,6 +118,13 @@ bool is_quantised(const Node& node) {
   return (is_product(node) || node.op == OpType::embedding) && node.inputs.size() > kWeightScale;
 }
 
+bool multiplies_integers(const Node& node) { return is_product(node) && node.inputs.size() > kWeightSum; }
+
+int format_minor(const Node& node) {
+  if (!is_quantised(node)) return 0;
+  return is_product(node) && !multiplies_integers(node) ? 2 : 1;
+}
+
 std::string dtype_misfit(const Node& node, size_t slot, DType dtype) {
   const OpInput& input = op_row(node.op).inputs[slot];
   const std::string is = std::string("is ") + dtype_name(dtype);
@@ -130,9 +139,9 @@ std::string quantisation_misfit(const Node& node) {
   if (!is_quantised(node)) return "";
   const std::vector<OpInput>& slots = op_row(node.op).inputs;
   const size_t count = node.inputs.size();
-  if ((count - kWeightScale) % 2 != 0)
+  if (count == (is_product(node) ? kInputScale : kWeightScale) + 1)
     return std::string("input ") + std::to_string(count) + " (" + slots[count].name + ") is missing; it belongs to " + slots[count - 1].name;
-  if (!is_product(node)) return "";
+  if (!multiplies_integers(node)) return "";
   if (count <= kInputScale && !takes_one_pixel(node))
     return "input 5 (input_scale) is missing; only an int8 convolution of 1x1, stride 1 and no pads goes without";
   if (products(node) > kMaxProducts)

@@ -1,4 +1,4 @@
-// int8 layers: conv2d and linear whose weight is stored as int8, and embedding whose tables are (docs/numerics.md, "int8").
+// Layers with int8 weights: conv2d and linear, which multiply integers or floats, and embedding (docs/numerics.md, "int8").
 #pragma once
 
 #include <string>
@@ -9,6 +9,12 @@ namespace mdrt {
 
 // Whether the node's weights are int8: it then has a weight_scale.
 bool is_quantised(const Node& node);
+
+// Whether its input becomes int8 too, so that integers are multiplied: it then has a weight_sum as well.
+bool multiplies_integers(const Node& node);
+
+// The least minor of format 1 that has such a node.
+int format_minor(const Node& node);
 
 // What is wrong with a weight of this dtype in this slot, or "".
 std::string dtype_misfit(const Node& node, size_t slot, DType dtype);

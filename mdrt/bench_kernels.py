@@ -13,12 +13,12 @@ from mdrt import _core, layers, quantise
 from mdrt.bench import machine
 from mdrt.bundle import write_bundle
 from mdrt.errors import InvalidArgumentError, interruptible
-from mdrt.formats import FORMATS, ComponentFormat, check_format
+from mdrt.formats import FORMATS, LAYER_FORMATS, ComponentFormat, check_format
 from mdrt.interpreter import Interpreter
 
 PEAKS = ("fp32", "int8", "read")
 _COMPONENT = "layer"
-_ACTIVATION_BYTES = {"fp32": 4, "fp16": 2, "int8": 2}
+_ACTIVATION_BYTES = {"fp32": 4, "fp16": 2, "int8": 2, "int8_weights": 2}
 _SECONDS = 0.1  # that a layer is measured for at least, where that takes no more rounds than
 _MOST_ROUNDS = 50
 
@@ -48,7 +48,7 @@ def run(
         InvalidArgumentError: an unknown format or instruction set, or no layer contains `filter`.
     """
     for format in formats:
-        check_format(format)
+        check_format(format, LAYER_FORMATS)
     chosen = [layer for layer in layers.read() if filter in layer.text]
     if not chosen:
         raise InvalidArgumentError(f"no layer contains {filter!r}; mdrt bench kernels without --filter lists them")
@@ -81,7 +81,7 @@ class Probe:
     """
 
     def __init__(self, text: str, format: str, *, isa: str | None = None, threads: int | None = None) -> None:
-        check_format(format)
+        check_format(format, LAYER_FORMATS)
         self.text = text
         self.format = format
         self.experiment = layers.build(text)
@@ -92,7 +92,7 @@ class Probe:
         self._model = _core.Model.from_buffer(buffer, threads=threads or 0)
         self._model.set_plan_options(isa or "")
         dtype, weight_bytes = self._matrix()
-        self.arithmetic = "int8" if dtype == "int8" else "fp32"
+        self.arithmetic = "int8" if dtype == format == "int8" else "fp32"
         self.gigabytes = (_ACTIVATION_BYTES[format] * self.experiment.activations + weight_bytes) * 1e-9
 
     def profile(self, rounds: int) -> list[tuple[str, int, int, int, list[float]]]:

@@ -15,7 +15,7 @@ from mdrt.errors import InvalidArgumentError
 from mdrt.files import replacing
 from mdrt.formats import ComponentFormat
 from mdrt.graph import Graph
-from mdrt.quantise import LazyArray, Stored, Weights, store_component
+from mdrt.quantise import LazyArray, Stored, Weights, layers, store_component
 
 _ALIGNMENT = 64
 _HEADER_CRC = "header_crc32c"
@@ -48,13 +48,13 @@ def write_bundle(
     merges: NDArray[np.int32] | None = None,
     provenance: Mapping[str, str] | None = None,
 ) -> NDArray[np.uint8] | None:
-    """Writes a bundle of format [1, 0], or [1, 1] where a layer is int8.
+    """Writes a bundle of format [1, 0]; [1, 1] where a layer is int8, [1, 2] where one has int8 weights only.
 
     Args:
         destination: a path (replaced only when everything is written), or None for a bundle in memory.
         graphs: the plain graph of each component; int8 layers get their further inputs here.
         weights: per component, each weight of its graph in checkpoint layout, converted to float32 one at a time.
-        formats: "fp32", "fp16" or "int8" for all layers, or more exactly; for all components, or by component.
+        formats: one of LAYER_FORMATS for all layers, or more exactly; for all components, or by component.
         pipeline: the `pipeline` document without rows.
         schedules: by number of steps, the rows (calls, 14) of each entry of `pipeline["schedules"]`.
         tokenizer: the `tokenizer` document.
@@ -70,9 +70,8 @@ def write_bundle(
         WriteError: the file cannot be written; nothing half-written stays.
     """
     components = {name: _stored(name, graph, weights.get(name, {}), formats) for name, graph in graphs.items()}
-    is_quantised = any("int8" in component.formats.values() for component in components.values())
     document: dict[str, Any] = {
-        "format": [1, 1] if is_quantised else [1, 0],
+        "format": [1, max(map(_format_minor, components.values()))],
         "components": {name: component.graph.to_dict() for name, component in components.items()},
     }
     if pipeline is not None:
@@ -88,6 +87,13 @@ def write_bundle(
         return _write_memory(document, tensors)
     _write_file(os.fspath(destination), document, tensors)
     return None
+
+
+def _format_minor(component: Stored) -> int:
+    found = layers(component.graph).values()
+    if any(layer.has_only_int8_weights for layer in found):
+        return 2
+    return int(any(layer.is_quantised for layer in found))
 
 
 def _stored(

@@ -170,7 +170,12 @@ def _add_bench(commands: Any) -> None:
     add("--profile", action="store_true", help="also the time of every step of the plans, by kernel and by layer")
     add("--isa", metavar="NAME", help="an instruction set that mdrt info lists; default: MDRT_ISA, else the best")
     add("--filter", metavar="TEXT", help="kernels: layers that contain this, such as 'conv2d 3x3'")
-    add("--format", choices=["fp32", "fp16", "int8"], help="kernels: of the weights; default: all of these")
+    add(
+        "--format",
+        choices=["fp32", "fp16", "int8", "int8_weights"],
+        metavar="FORMAT",
+        help="kernels: of the weights, fp32, fp16, int8 (default: all three) or int8_weights, which meet floats",
+    )
     add("--json", action="store_true")
     _add_model(command)
     _add_machine(command)

@@ -73,7 +73,8 @@ def _component(graph: Graph, stored: dict[str, tuple[str, int]]) -> dict[str, An
     formats: dict[str, list[str]] = {}
     added: set[str] = set()  # what int8 adds to a model is no parameter of it
     for layer in layers(graph).values():
-        formats.setdefault(stored[layer.weight][0], []).append(layer.name)
+        format = "int8_weights" if layer.has_only_int8_weights else stored[layer.weight][0]
+        formats.setdefault(format, []).append(layer.name)
         added.update(name for node in layer.nodes for name in node.inputs[3:])
     return {
         "parameters": sum(math.prod(weight.shape) for name, weight in graph.weights.items() if name not in added),

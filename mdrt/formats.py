@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,8 @@ from mdrt.errors import InvalidArgumentError
 from mdrt.graph import Weight
 
 FORMATS = ("fp32", "fp16", "int8")
+# int8_weights: int8 weights that meet float inputs as floats; for layers whose inputs need more than eight bits.
+LAYER_FORMATS = (*FORMATS, "int8_weights")
 # Vectors and depthwise weights are small and decide much: they stay fp32 in every format.
 _CONVERTED_KINDS = ("panel", "table")
 
@@ -22,10 +24,10 @@ class ComponentFormat:
     """How one component is stored. Layers are called as `mdrt.quantise.layers` calls them.
 
     Args:
-        default: the format of every layer that `layers` does not name.
-        layers: the format of single layers.
-        input_ranges: (min, max) of the inputs of int8 layers; such a layer quantises its input with one scale and zero
-            point, any other one with a scale for each pixel or token.
+        default: the format of every layer that `layers` does not name, one of LAYER_FORMATS.
+        layers: the format of single layers, each one of LAYER_FORMATS.
+        input_ranges: (min, max) of the inputs of layers in "int8"; such a layer quantises its input with one scale and
+            zero point, any other one with a scale for each pixel or token.
     """
 
     default: str
@@ -33,10 +35,10 @@ class ComponentFormat:
     input_ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
-def check_format(format: str) -> None:
-    """Raises InvalidArgumentError unless `format` is one of FORMATS."""
-    if format not in FORMATS:
-        raise InvalidArgumentError(f"format {format!r} is not one of {', '.join(FORMATS)}")
+def check_format(format: str, formats: Sequence[str] = FORMATS) -> None:
+    """Raises InvalidArgumentError unless `format` is one of `formats`."""
+    if format not in formats:
+        raise InvalidArgumentError(f"format {format!r} is not one of {', '.join(formats)}")
 
 
 def stored_format(format: str, weight: Weight) -> str:

@@ -2,7 +2,7 @@
 
 Every function builds a graph of one or two nodes and runs it. All take these keywords besides their own:
 
-- `format`: how large weights are stored, "fp32" (default), "fp16" or "int8";
+- `format`: how large weights are stored, "fp32" (default), "fp16", "int8" or, when inputs stay floats, "int8_weights";
 - `input_range`: (min, max) of the input of an int8 layer, which convolutions of more than 1x1 need; None (default):
   every pixel or token gets a scale of its own;
 - `isa`: instruction set of the native backend, one that `mdrt info` lists; None: the best there is;

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mdrt.errors import InvalidArgumentError
-from mdrt.formats import ComponentFormat, check_format, stored_format
-from mdrt.graph import Graph, Node
+from mdrt.formats import LAYER_FORMATS, ComponentFormat, check_format, stored_format
+from mdrt.graph import Graph, Node, op_table
 
 Floats = NDArray[np.float32]
 
@@ -109,8 +109,23 @@ class Layer:
 
     @property
     def is_quantised(self) -> bool:
-        """Whether the graph already has the layer as int8."""
-        return len(self.nodes[0].inputs) > 3
+        """Whether its weights are int8 in the graph."""
+        return "weight_scale" in self._inputs
+
+    @property
+    def multiplies_integers(self) -> bool:
+        """Whether its input becomes int8 too."""
+        return "weight_sum" in self._inputs
+
+    @property
+    def has_only_int8_weights(self) -> bool:
+        """Whether its weights are int8 and its input is not, though it could be."""
+        return self.is_quantised and self.op != "embedding" and not self.multiplies_integers
+
+    @property
+    def _inputs(self) -> list[str]:
+        names = [slot["name"] for slot in op_table()[self.op]["inputs"]]
+        return names[: len(self.nodes[0].inputs)]
 
 
 def layers(graph: Graph) -> dict[str, Layer]:
@@ -136,7 +151,7 @@ class Stored:
 def store_component(graph: Graph, weights: Weights, format: str | ComponentFormat) -> Stored:
     """The graph and weights of a component in a format; int8 tensors are computed whenever they are read, and not kept.
 
-    Layers that are int8 in `graph` stay as they are.
+    Layers with int8 weights in `graph` stay as they are.
 
     Raises:
         InvalidArgumentError: the format names an unknown layer, an int8 layer lacks its input range, or a range is no
@@ -155,13 +170,13 @@ def store_component(graph: Graph, weights: Weights, format: str | ComponentForma
 
 def _chosen_formats(graph: Graph, format: ComponentFormat) -> dict[str, str]:
     found = layers(graph)
-    check_format(format.default)
+    check_format(format.default, LAYER_FORMATS)
     for name in (*format.layers, *format.input_ranges):
         if name not in found:
             raise InvalidArgumentError(f"there is no layer {name!r}")
     chosen = {name: format.layers.get(name, format.default) for name in found}
     for name, layer in found.items():
-        check_format(chosen[name])
+        check_format(chosen[name], LAYER_FORMATS)
         is_new = chosen[name] == "int8" and not layer.is_quantised
         if is_new and layer.needs_input_range and name not in format.input_ranges:
             raise InvalidArgumentError(
@@ -204,7 +219,7 @@ class _Overlay(Mapping[str, Any]):
 
 
 class _Rewriter:
-    """Copies a graph, with the inputs of int8 layers added."""
+    """Copies a graph, with the inputs of layers with int8 weights added."""
 
     def __init__(
         self,
@@ -224,18 +239,26 @@ class _Rewriter:
         for node in graph.nodes:
             layer = found.get(node.name)
             inputs = list(node.inputs)
-            if layer is not None and chosen[layer.name] == "int8" and not layer.is_quantised:
-                inputs = self._tables(inputs) if node.op == "embedding" else self._product(layer, graph, inputs)
+            if layer is not None and chosen[layer.name] in ("int8", "int8_weights") and not layer.is_quantised:
+                inputs = self._tables(inputs) if node.op == "embedding" else self._product(layer, inputs)
+                if node.op != "embedding" and chosen[layer.name] == "int8":
+                    inputs += self._integer_input(layer)
             self.graph.add(node.op, inputs, name=node.name, **node.attributes)
         for name, value in graph.outputs.items():
             self.graph.output(value, name)
 
-    def _product(self, layer: Layer, graph: Graph, inputs: list[str]) -> list[str]:
+    def _product(self, layer: Layer, inputs: list[str]) -> list[str]:
         x, weight, *rest = inputs
-        columns = (graph.weights[weight].shape[0],)
+        columns = self._columns(layer)
         bias = rest[0] if rest else self._add(f"{layer.name}.zero_bias", columns, lambda: np.zeros(columns, np.float32))
-        inputs = [x, weight, bias, self._quantise(weight)]
-        inputs.append(self._add(f"{layer.name}.weight_sum", columns, lambda: column_sums(self._quantised(weight)[0])))
+        return [x, weight, bias, self._quantise(weight)]
+
+    def _integer_input(self, layer: Layer) -> list[str]:
+        """What a product of integers needs further."""
+        sums = self._add(
+            f"{layer.name}.weight_sum", self._columns(layer), lambda: column_sums(self._quantised(layer.weight)[0])
+        )
+        inputs = [sums]
         if layer.name in self._input_ranges:
             try:
                 parameters = input_parameters(self._input_ranges[layer.name])
@@ -244,6 +267,9 @@ class _Rewriter:
             for name, value in zip(("input_scale", "input_zero_point"), parameters, strict=True):
                 inputs.append(self._add(f"{layer.name}.{name}", (1,), partial(np.full, 1, value)))
         return inputs
+
+    def _columns(self, layer: Layer) -> tuple[int]:
+        return (self._source[layer.weight].shape[0],)
 
     def _tables(self, inputs: list[str]) -> list[str]:
         return [*inputs, *(self._quantise(table) for table in inputs[1:])]

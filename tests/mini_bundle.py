@@ -158,11 +158,13 @@ class GraphMaker:
         self.tensors[f"{self.component}/{name}"] = tensor
         return name
 
-    def int8_product(self, name, x, logical, static):
-        """The inputs of an int8 conv2d or linear; `static`: with the range of x."""
+    def int8_product(self, name, x, logical, static, alone=False):
+        """The inputs of an int8 conv2d or linear; `static`: with the range of x; `alone`: x stays float."""
         panels, sums = int8_panel(logical, len(self.weights) + 1)
         inputs = [x, self.tensor(f"{name}.weight", panels), self.weight(f"{name}.bias", "vector", logical[:1])]
         inputs.append(self.tensor(f"{name}.weight_scale", vector([0.001] * logical[0])))
+        if alone:
+            return inputs
         inputs.append(self.tensor(f"{name}.weight_sum", sums))
         if static:
             inputs.append(self.tensor(f"{name}.input_scale", vector([0.05])))
@@ -176,9 +178,9 @@ class GraphMaker:
     def output(self, name, value):
         self.outputs.append((name, value))
 
-    def conv(self, name, x, cin, cout, kernel=1, stride=1, pads=(0, 0, 0, 0), bias=True, dtype="F32"):
+    def conv(self, name, x, cin, cout, kernel=1, stride=1, pads=(0, 0, 0, 0), bias=True, dtype="F32", alone=False):
         if dtype == "I8":
-            inputs = self.int8_product(name, x, (cout, cin, kernel, kernel), kernel > 1)
+            inputs = self.int8_product(name, x, (cout, cin, kernel, kernel), kernel > 1, alone)
         else:
             inputs = [x, self.weight(f"{name}.weight", "panel", (cout, cin, kernel, kernel), dtype)]
             if bias:
@@ -259,11 +261,11 @@ def _unet(int8):
     return g
 
 
-def _vae_decoder():
+def _vae_decoder(int8):
     g = GraphMaker("vae_decoder")
     g.input("latent_sample", ["batch", "height", "width", 4])
     g.node("upsample", "up", ["latent_sample"], scale_factor=2)
-    g.conv("conv_out", "up", 4, 3)
+    g.conv("conv_out", "up", 4, 3, dtype="I8" if int8 else "F32", alone=True)
     g.output("sample", "conv_out")
     return g
 
@@ -329,9 +331,9 @@ class Bundle:
 def tiny_bundle(int8=False):
     """Complete, about 25 KB: four components, all ops, pipeline, two schedules, a tokenizer of eight tokens.
 
-    `int8`: the embedding, both kinds of linear layers, a 3x3 and a 1x1 convolution are int8.
+    `int8`: the embedding, both kinds of linear layers, a 3x3 and a 1x1 convolution are int8, and another's weights.
     """
-    makers = [_text_encoder(int8), _unet(int8), _vae_decoder(), _vae_encoder()]
+    makers = [_text_encoder(int8), _unet(int8), _vae_decoder(int8), _vae_encoder()]
     tensors = {name: tensor for maker in makers for name, tensor in maker.tensors.items()}
     tensors["schedules/1"] = _schedule_rows(1)
     tensors["schedules/4"] = _schedule_rows(4)
@@ -340,7 +342,7 @@ def tiny_bundle(int8=False):
     tensors["tokenizer/merges"] = Tensor.of("I32", [8, 2], [2, 3] + [0] * 14)
     schedule = {"scheduler": "ddim", "guidance_scale": 2.0, "init_noise_sigma": 1.0}
     document = {
-        "format": [1, 1] if int8 else [1, 0],
+        "format": [1, 2] if int8 else [1, 0],
         "components": {maker.component: maker.document() for maker in makers},
         "pipeline": {
             "width": 8,

@@ -150,7 +150,9 @@ class TestChoice:
         dtypes = {name: dtype for name, dtype, _, _ in bundle.tensors()}
         for choice in choices:
             layer = layers(networks[choice.component].graph)[choice.layer]
-            assert dtypes[f"{choice.component}/{layer.weight}"] == choice.format
+            assert dtypes[f"{choice.component}/{layer.weight}"] == choice.format.removesuffix("_weights")
+            has_sums = f"{choice.component}/{choice.layer}.weight_sum" in dtypes
+            assert has_sums == (choice.format == "int8" and choice.op != "embedding")
             is_static = f"{choice.component}/{choice.layer}.input_scale" in dtypes
             assert is_static == (choice.input == "static" and choice.format == "int8")
         assert len(choices) == sum(len(layers(network.graph)) for network in networks.values())
@@ -162,28 +164,33 @@ class TestChoice:
         assert max(errors) <= quantise.MAX_ERROR
         assert 0.003 < np.median(errors) < 0.02
 
-    def test_a_sensitive_layer_stays_fp16(self, checkpoint, tmp_path):
-        """A channel a thousand times as large as the others leaves nothing of them in the integers."""
-        name = "mid_block.attentions.0.transformer_blocks.0.norm3.weight"
+    @pytest.mark.parametrize(
+        ("input_factor", "weight_factor", "format"),
+        [(1000, 0, "int8_weights"), (0, 1000, "fp16")],
+        ids=["inputs", "weights"],
+    )
+    def test_outliers(self, checkpoint, tmp_path, input_factor, weight_factor, format):
+        """A channel a thousand times as large as the others, which comes to nothing, leaves nothing of the others."""
+        block = "mid_block.attentions.0.transformer_blocks.0"
+        layer = f"{block}.ff.net.0.proj"
 
-        def spoil(weight):
-            weight = np.array(weight)
-            weight[0] *= 1000
-            return weight
+        def scaled(factor):
+            def scale(weight):
+                weight = np.array(weight)
+                weight[..., 0] *= factor
+                return weight
 
-        edit_unet(checkpoint, name, spoil)
-        layer = "mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj"
+            return scale
 
-        def calm(weight):
-            weight = np.array(weight)
-            weight[:, 0] = 0
-            return weight
-
-        edit_unet(checkpoint, f"{layer}.weight", calm)
+        edit_unet(checkpoint, f"{block}.norm3.weight", scaled(input_factor))
+        edit_unet(checkpoint, f"{block}.norm3.bias", scaled(input_factor))
+        edit_unet(checkpoint, f"{layer}.weight", scaled(weight_factor))
         choices = convert(checkpoint, tmp_path / "b.mdrt", format="int8", steps=[1])
         (found,) = [choice for choice in choices if choice.layer == layer]
-        assert (found.format, found.reason) == ("fp16", "error") and found.error > quantise.MAX_ERROR
-        assert f"{layer}" in quantise.text(quantise.report(choices))
+        assert (found.format, found.reason) == (format, "error") and found.error > quantise.MAX_ERROR
+        assert (found.weights_error > quantise.MAX_ERROR) == (format == "fp16")
+        printed = next(line for line in quantise.text(quantise.report(choices)).splitlines() if layer in line)
+        assert f"{100 * found.weights_error:.2f} %  {format} (error)" in printed
 
     def test_the_largest_error_of_a_component(self, model, tmp_path):
         name, *_, choices = model

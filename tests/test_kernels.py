@@ -30,9 +30,12 @@ def test_kernel_against_reference(op, isa):
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("op", ["conv2d", "linear", "embedding"])
-def test_int8_kernel_against_reference(op, isa):
-    result = selftest.check_kernel(op, isa, format="int8")
+@pytest.mark.parametrize(
+    ("op", "format"),
+    [(op, format) for op in ("conv2d", "linear") for format in ("int8", "int8_weights")] + [("embedding", "int8")],
+)
+def test_int8_kernel_against_reference(op, format, isa):
+    result = selftest.check_kernel(op, isa, format=format)
     assert result["cases"] > 0 and result["failed"] == 0, result
 
 
@@ -85,7 +88,7 @@ def calls(**options):
     yield "timestep_embedding", kernels.timestep_embedding([0, 1, 999], embedding_dim=32, **options)
 
 
-@pytest.mark.parametrize("format", ["fp32", "fp16"])
+@pytest.mark.parametrize("format", ["fp32", "fp16", "int8_weights"])
 @pytest.mark.parametrize("isa", ISAS)
 def test_functions_against_reference(isa, format):
     expected = dict(calls(format=format, backend="reference"))

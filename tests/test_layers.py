@@ -11,6 +11,7 @@ from mdrt import _core, layers
 from mdrt.bench_kernels import Probe, measure
 from mdrt.cli import main
 from mdrt.errors import InvalidArgumentError
+from mdrt.formats import LAYER_FORMATS
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
@@ -52,14 +53,14 @@ def test_every_line_is_a_layer():
         assert set(layer.calls) == set(layers.MODELS) and sum(layer.calls.values()) > 0
 
 
-@pytest.mark.parametrize("format", ["fp32", "fp16", "int8"])
+@pytest.mark.parametrize("format", LAYER_FORMATS)
 @pytest.mark.parametrize("text", SMALL)
 def test_layer_is_one_piece_and_right(text, format):
     probe = Probe(text, format, threads=2)
     kernels = [step[0].partition(" ")[0] for step in probe.profile(1)]
     if format != "int8":
         assert kernels == SMALL[text]
-    assert probe.error() <= {"fp32": 1e-5, "fp16": 2**-10, "int8": 2**-8}[format]
+    assert probe.error() <= {"fp32": 1e-5, "fp16": 2**-10, "int8": 2**-8, "int8_weights": 2**-10}[format]
     assert probe.arithmetic == ("int8" if format == "int8" and "gemm" in SMALL[text] else "fp32")
     assert all(seconds > 0 for seconds in probe.seconds(2))
     assert probe.gigabytes > 0

@@ -11,7 +11,8 @@ from mdrt.formats import ComponentFormat
 from mdrt.graph import Graph, op_table
 from mdrt.interpreter import Interpreter
 from mdrt.ops import REFERENCES, Case
-from mdrt.quantise import layers
+from mdrt.ops.int8 import as_floats
+from mdrt.quantise import layers, quantise_columns
 
 ISAS = [isa["name"] for isa in _core.build_info()["isas"] if isa["usable"]]
 
@@ -194,6 +195,22 @@ def test_int8_random_shapes(op, isa):
         check_int8(op, case, (-0.28, 2.0 + seed / 10), threads=seed % 3 + 1, isa=isa)
         if is_dynamic(op, case):
             check_int8(op, case, None, threads=seed % 3 + 1, isa=isa)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("op", ["conv2d", "linear"])
+def test_int8_weights_are_floats_when_they_are_multiplied(op, isa):
+    """The bytes that the same values give when they are stored as floats."""
+    cases = [*REFERENCES[op].cases, *(RANDOM_CASES[op](random.Random(seed)) for seed in range(40))]
+    for number, case in enumerate(cases):
+        graph, feeds, weights = one_node(op, case, random_inputs(op, case))
+        options = {"threads": number % 3 + 1, "isa": isa}
+        result = Interpreter(graph, weights, format="int8_weights", **options).run(feeds)["y"]
+        floats = {**weights, "weight1": as_floats(*quantise_columns(weights["weight1"]))}
+        expected = Interpreter(graph, floats, **options).run(feeds)["y"]
+        np.testing.assert_array_equal(result, expected, err_msg=f"{op} {case}")
+        reference = Interpreter(graph, weights, "reference", format="int8_weights").run(feeds)["y"]
+        np.testing.assert_array_equal(reference, Interpreter(graph, floats, "reference").run(feeds)["y"])
 
 
 def test_reference_bound_is_tight_enough():

@@ -176,11 +176,12 @@ def test_batch_is_made_of_its_images(case):
         assert alone.tobytes() == together[index].tobytes()
 
 
-def test_fp16_differs_by_the_rounding_of_halves(case):
+@pytest.mark.parametrize("format", ["fp16", "int8_weights"])
+def test_formats_differ_by_the_rounding_of_halves(case, format):
     graph, weights, feeds, _ = case
     (output, *_) = graph.outputs
-    native = Interpreter(graph, weights, threads=2, format="fp16").run(feeds)[output]
-    reference = Interpreter(graph, weights, "reference", format="fp16").run(feeds)[output]
+    native = Interpreter(graph, weights, threads=2, format=format).run(feeds)[output]
+    reference = Interpreter(graph, weights, "reference", format=format).run(feeds)[output]
     assert relative_rmse(native, reference) < 5e-3
 
 

@@ -121,7 +121,7 @@ def test_layers():
 
 def test_formats_by_layer():
     graph, weights = make_graph()
-    chosen = ComponentFormat("int8", {"narrow": "fp16"}, {"wide": RANGE})
+    chosen = ComponentFormat("int8", {"narrow": "int8_weights"}, {"wide": RANGE, "narrow": RANGE})
     stored = store_component(graph, weights, chosen)
     stored.graph.validate()
     assert stored.formats == {
@@ -133,8 +133,9 @@ def test_formats_by_layer():
         "wide.input_zero_point": "int32",
         "norm.weight": "fp32",
         "norm.bias": "fp32",
-        "narrow.weight": "fp16",
+        "narrow.weight": "int8",
         "narrow.bias": "fp32",
+        "narrow.weight_scale": "fp32",
         "fc.weight": "int8",
         "fc.bias": "fp32",
         "fc.weight_scale": "fp32",
@@ -148,7 +149,10 @@ def test_formats_by_layer():
     np.testing.assert_array_equal(stored.weights["wide.weight_sum"], column_sums(integers))
     found = [np.asarray(stored.weights[f"wide.{name}"]).tolist() for name in ("input_scale", "input_zero_point")]
     assert found == [[value] for value in input_parameters(RANGE)]
-    assert {layer.name for layer in layers(stored.graph).values() if layer.is_quantised} == {"wide", "fc"}
+    found = layers(stored.graph).values()
+    assert all(layer.is_quantised for layer in found)
+    assert [layer.name for layer in found if layer.multiplies_integers] == ["wide", "fc"]
+    assert [layer.name for layer in found if layer.has_only_int8_weights] == ["narrow"]
 
 
 @pytest.mark.parametrize(
@@ -196,18 +200,19 @@ def test_too_many_products():
             write_bundle(None, {"unet": plain}, {"unet": {"w": np.zeros((1, size), np.float32)}}, formats="int8")
 
 
-def test_stored_graph_computes_the_same():
+@pytest.mark.parametrize(("narrow", "minor"), [("fp16", 1), ("int8_weights", 2)])
+def test_stored_graph_computes_the_same(narrow, minor):
     """What the file holds is what the interpreter computes with."""
     graph, weights = make_graph()
     weights["fc.weight"] *= np.float32(0.3)
-    chosen = ComponentFormat("int8", {"narrow": "fp16"}, {"wide": RANGE, "fc": (-25, 25)})
+    chosen = ComponentFormat("int8", {"narrow": narrow}, {"wide": RANGE, "fc": (-25, 25)})
     feeds = {"x": np.random.default_rng(5).standard_normal((2, 6, 7, 5)).astype(np.float32)}
     expected = Interpreter(graph, weights, backend="reference", format=chosen).run(feeds)["y"]
 
     model = _core.Model.from_buffer(write_bundle(None, {"unet": graph}, {"unet": weights}, formats=chosen))
     model.verify()
     document = json.loads(model.metadata())
-    assert document["format"] == [1, 1]
+    assert document["format"] == [1, minor]
     loaded = Graph.from_dict(document["components"]["unet"])
     stored = {name.removeprefix("unet/"): (dtype, array) for name, dtype, _, array in model.tensors()}
     unpacked = {name: _core.unpack(weight.kind, *stored[name], weight.shape) for name, weight in loaded.weights.items()}

@@ -181,9 +181,10 @@ def test_verify_finds_padding_that_is_not_zero():
     (entry_of("unet/conv_in.weight_sum", 2, 1, "i"), r"conv_in.*weight_sum.*entry 2 is 1, the weights' sum is"),
     (entry_of("text_encoder/fc1.weight_sum", 15, 2032, "i"), r"fc1.*weight_sum.*entry 15 is 2032, the weights' sum is"),
     (tensor("unet/conv_in.weight", data=patched(0, b"\x80")), r"conv_in.*conv_in\.weight.*byte 0 is -128"),
+    (tensor("vae_decoder/conv_out.weight", data=patched(7, b"\x80")), r"conv_out.*conv_out\.weight.*byte 7 is -128"),
     (tensor("text_encoder/token", data=patched(65, b"\x80")), r"embeddings.*token.*byte 65 is -128"),
     (tensor("text_encoder/position", data=patched(0, b"\x80")), r"embeddings.*position.*byte 0 is -128"),
-], ids=["sum of a convolution", "sum of a linear layer", "weight", "token", "position"])  # fmt: skip
+], ids=["sum of a convolution", "sum of a linear layer", "weight", "weight alone", "token", "position"])  # fmt: skip
 def test_verify_compares_int8_weights_with_their_sums(change, says):
     """Checksums are right: only a wrong writer makes such a file."""
     bundle = copy.deepcopy(BASE_INT8)

@@ -75,13 +75,14 @@ def test_threads_and_batch_change_no_byte(expected, monkeypatch):
     assert one.tobytes() == three.tobytes()
 
 
+@pytest.mark.parametrize("format", ["fp16", "int8_weights"])
 @pytest.mark.parametrize("isa", ISAS)
-def test_fp16_weights(isa, monkeypatch):
-    """Halves are widened before they are transformed, so only inputs and output are rounded."""
+def test_weights_are_widened(isa, format, monkeypatch):
+    """Before they are transformed, so only inputs and output are rounded."""
     graph, weights, feeds = case(2)
     monkeypatch.setenv("MDRT_WINOGRAD", "1")
-    y = Interpreter(graph, weights, "reference", format="fp16").run(feeds)["y"]
-    result = Interpreter(graph, weights, isa=isa, format="fp16").run(feeds)["y"]
+    y = Interpreter(graph, weights, "reference", format=format).run(feeds)["y"]
+    result = Interpreter(graph, weights, isa=isa, format=format).run(feeds)["y"]
     assert np.abs(result - y).max() <= 2e-3 * np.abs(y).max()
 
 

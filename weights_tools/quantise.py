@@ -1,10 +1,10 @@
-"""Which layers of a checkpoint become int8, and how much each of them loses by it."""
+"""Which layers of a checkpoint become int8, wholly or their weights alone, and how much each of them loses by it."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ from mdrt.quantise import (
 from weights_tools.calibrate import Record, Records
 from weights_tools.components import Network
 
-# Of layers that are not int8.
+# Of layers whose weights are not int8.
 OTHER_FORMAT = "fp16"
 
 # The relative RMSE from which on a layer is not int8, unless its component is given another. Eight bits cost the layers
@@ -42,6 +42,7 @@ _ENDS: Mapping[str, tuple[str, ...]] = {
 # Keys and values of the prompt: a few tokens, on which every pixel of the picture depends. They cost the worst pictures
 # 3 dB, and are 0.7 % of the multiply-adds and 4 % of the weights of the published UNet.
 _CONTEXT = "encoder_hidden_states"
+_RoundInput = Callable[[Layer, NDArray[np.float32], Record], NDArray[np.float32]]
 # It makes the latent of a whole picture and runs once.
 _NEVER = "vae_encoder"
 
@@ -53,11 +54,12 @@ class Choice:
     Attributes:
         component, layer, op: which it is; layers are called like their weight without `.weight`.
         parameters: of its weights.
-        format: "int8" or OTHER_FORMAT.
+        format: the first of "int8", "int8_weights" and OTHER_FORMAT whose error is at most max_error.
         reason: why it is not int8: "ends", "context", "encoder", or "error", which is above max_error; else "".
-        max_error: the largest error of int8 layers in its component.
+        max_error: the largest error of int8 in its component.
         error: relative RMSE that int8 makes in its products on calibration data, in a table's values for an embedding;
             None: it was no candidate.
+        weights_error: the same of int8 weights with float inputs; None: it was not needed.
         input: "static": one scale and zero point, calibrated; "dynamic": a scale for each pixel or token; "": none.
         low, high: the range of its calibrated inputs, which contains 0.
     """
@@ -70,6 +72,7 @@ class Choice:
     format: str
     reason: str = ""
     error: float | None = None
+    weights_error: float | None = None
     input: str = ""
     low: float = 0.0
     high: float = 0.0
@@ -106,11 +109,11 @@ def choose(
             for name, layer in layers(network.graph).items()
         ]
         choices += found
-        chosen = [choice for choice in found if choice.format == "int8"]
+        static = [choice for choice in found if choice.format == "int8" and choice.input == "static"]
         formats[component] = ComponentFormat(
             OTHER_FORMAT,
-            layers={choice.layer: "int8" for choice in chosen},
-            input_ranges={choice.layer: (choice.low, choice.high) for choice in chosen if choice.input == "static"},
+            layers={choice.layer: choice.format for choice in found},
+            input_ranges={choice.layer: (choice.low, choice.high) for choice in static},
         )
     return formats, choices
 
@@ -139,13 +142,19 @@ def _choice(component: str, layer: Layer, weights: Weights, record: Record | Non
     if record is None:
         error = math.sqrt(_ratio(_table_errors(layer, weights)))
     else:
-        error = math.sqrt(_ratio(_product_errors(layer, weights, record)))
+        error = math.sqrt(_ratio(_product_errors(layer, weights, record, _rounded_input)))
         choice = dataclasses.replace(
             choice, input="static" if layer.needs_input_range else "dynamic", low=record.low, high=record.high
         )
-    if error > max_error:
-        return dataclasses.replace(choice, error=error, reason="error")
-    return dataclasses.replace(choice, error=error, format="int8")
+    choice = dataclasses.replace(choice, error=error)
+    if error <= max_error:
+        return dataclasses.replace(choice, format="int8")
+    choice = dataclasses.replace(choice, reason="error")
+    if record is None:
+        return choice
+    weights_error = math.sqrt(_ratio(_product_errors(layer, weights, record, _exact_input)))
+    format = "int8_weights" if weights_error <= max_error else OTHER_FORMAT
+    return dataclasses.replace(choice, weights_error=weights_error, format=format)
 
 
 def _matrices(layer: Layer) -> tuple[str, ...]:
@@ -168,19 +177,25 @@ def _table_errors(layer: Layer, weights: Weights) -> Iterator[tuple[NDArray[Any]
         yield table, _rounded_columns(table)
 
 
-def _product_errors(layer: Layer, weights: Weights, record: Record) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
+def _product_errors(
+    layer: Layer, weights: Weights, record: Record, round_input: _RoundInput
+) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
     """Products without bias, which would hide their error."""
     weight = np.asarray(weights[layer.weight], dtype=np.float32)
     rounded = _rounded_columns(weight)
     reference, attributes = REFERENCES[layer.op], layer.nodes[0].attributes
     for piece in record.pieces:
         x = piece.astype(np.float32)
-        yield reference([x, weight], attributes), reference([_rounded_input(layer, x, record), rounded], attributes)
+        yield reference([x, weight], attributes), reference([round_input(layer, x, record), rounded], attributes)
 
 
 def _rounded_columns(weight: NDArray[np.float32]) -> NDArray[np.float32]:
     integers, scale = quantise_columns(weight)
     return np.asarray(integers * scale.reshape(-1, *[1] * (weight.ndim - 1)))
+
+
+def _exact_input(_layer: Layer, x: NDArray[np.float32], _record: Record) -> NDArray[np.float32]:
+    return x
 
 
 def _rounded_input(layer: Layer, x: NDArray[np.float32], record: Record) -> NDArray[np.float32]:
@@ -204,16 +219,19 @@ def report(choices: Sequence[Choice]) -> dict[str, Any]:
 
 
 def text(report: Mapping[str, Any]) -> str:
-    """`report` for people: a line for each layer, the errors in per cent."""
-    lines = [f"{'component':<13} {'layer':<62} {'op':<9} {'input':<8} {'error':>7}  format"]
+    """`report` for people: a line for each layer; the errors, of weights alone too, in per cent."""
+    lines = [f"{'component':<13} {'layer':<62} {'op':<9} {'input':<8} {'error':>7} {'weights':>7}  format"]
     for entry in report["layers"]:
-        error = "" if entry["error"] is None else f"{100 * entry['error']:.2f} %"
         reason = f" ({entry['reason']})" if entry["reason"] else ""
         lines.append(
-            f"{entry['component']:<13} {entry['layer']:<62} {entry['op']:<9} {entry['input']:<8} {error:>7}  "
-            f"{entry['format']}{reason}"
+            f"{entry['component']:<13} {entry['layer']:<62} {entry['op']:<9} {entry['input']:<8} "
+            f"{_percent(entry['error']):>7} {_percent(entry['weights_error']):>7}  {entry['format']}{reason}"
         )
     shares = ", ".join(f"{format} {count / 1e6:.1f} M" for format, count in report["parameters"].items())
     limits = ", ".join(f"{component} {100 * limit:g} %" for component, limit in report["max_error"].items())
     lines.append(f"parameters of these layers: {shares}; the largest error of int8: {limits}")
     return "\n".join(lines)
+
+
+def _percent(error: float | None) -> str:
+    return "" if error is None else f"{100 * error:.2f} %"

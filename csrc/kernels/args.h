@@ -35,9 +35,9 @@ struct GemmArgs {
   int64_t panels;
   int64_t columns;          // of the output that are no padding
   const float* bias;        // (panels * kPanel), or null
-  // An int8 weight: `gemm_int8`, whose only source is int8. The input's scale is one number per pixel, or one for all with a
-  // zero point, which stands where the convolution's padding is.
-  const float* weight_scale;        // (panels * kPanel)
+  const float* weight_scale;        // (panels * kPanel) of an int8 weight
+  // `gemm_int8`, whose only source is int8: the input's scale is one number per pixel, or one for all with a zero point, which
+  // stands where the convolution's padding is.
   const int32_t* weight_sum;        // (panels * kPanel)
   const float* pixel_scale;         // (input pixels), or null
   const float* input_scale;         // (1), if pixel_scale is null

@@ -25,7 +25,7 @@ inline GemmScratch gemm_scratch(const GemmArgs& g) {
   s.tile_stride = g.k_block + (g.k_block % 32 == 0 ? 16 : 0);
   s.tile = s.tile_h * s.tile_w * s.tile_stride;
   s.depthwise = g.depthwise ? g.block_h * g.block_w * s.tile_stride : 0;
-  s.b = g.weight_dtype == DType::fp16 ? taps * g.k_block * kTileColumns : 0;
+  s.b = g.weight_dtype != DType::fp32 ? taps * g.k_block * kTileColumns : 0;
   s.c_rows = round_up(g.block_h * g.block_w, kTileRows);
   s.c_stride = g.task_panels * (g.gated ? 2 : 1) * kPanel;
   s.c = s.c_rows * s.c_stride;
@@ -53,13 +53,12 @@ inline GemmTask gemm_task(const GemmArgs& g, int64_t task) {
   return t;
 }
 
-// fp16 weights of one group of panels, as the register tile wants them: (panel, tap, k, 16).
-inline void widen_weights(const uint16_t* source, int64_t source_panel, int64_t source_tap, int64_t panels, int64_t taps,
-                          int64_t depth, float* b) {
-  for (int64_t p = 0; p < panels; ++p) {
-    for (int64_t tap = 0; tap < taps; ++tap) {
-      const uint16_t* from = source + p * source_panel + tap * source_tap;
-      for (int64_t i = 0; i < depth * kPanel; i += VL, b += VL) store(b, load_half(from + i));
+// fp16 or int8 weights of one group of panels, as the register tile wants them: (panel, tap, k, 16).
+inline void widen_weights(const GemmArgs& g, int64_t panel0, int64_t panels, int64_t k0, int64_t taps, int64_t depth, float* b) {
+  const int64_t tap_weights = g.k_channels * kPanel;
+  for (int64_t p = panel0; p < panel0 + panels; ++p) {
+    for (int64_t tap = 0; tap < taps; ++tap, b += depth * kPanel) {
+      load_weights(g, p, (p * taps + tap) * tap_weights + k0 * kPanel, depth * kPanel, b);
     }
   }
 }
@@ -107,15 +106,15 @@ inline void multiply_block(const GemmArgs& g, const GemmTask& t, const LoadedTil
   tile.c_stride = c_stride;
   tile.accumulate = accumulate;
   const int64_t weight_tap = g.k_channels * kPanel, weight_panel = tile.taps * weight_tap;
-  const int64_t weight_bytes = g.weight_dtype == DType::fp16 ? 2 : 4;
+  const int64_t weight_bytes = element_bytes(g.weight_dtype);
   tile.ahead.panel_bytes = weight_panel * weight_bytes;
   tile.ahead.tap_bytes = weight_tap * weight_bytes;
   const int64_t pixels = t.h * t.w;
   for (int64_t p = 0; p < w.panels;) {
     const int group = panel_group(w.panels - p);
     const int64_t offset = (w.panel0 + p) * weight_panel + w.k0 * kPanel;
-    if (g.weight_dtype == DType::fp16) {
-      widen_weights(static_cast<const uint16_t*>(g.weight) + offset, weight_panel, weight_tap, group, tile.taps, w.depth, b_scratch);
+    if (g.weight_dtype != DType::fp32) {
+      widen_weights(g, w.panel0 + p, group, w.k0, tile.taps, w.depth, b_scratch);
       tile.b = b_scratch;
       tile.b_tap = w.depth * kPanel;
       tile.b_panel = tile.taps * tile.b_tap;

@@ -4,8 +4,10 @@
 
 namespace {
 
+inline int64_t element_bytes(DType dtype) { return dtype == DType::int8 ? 1 : dtype == DType::fp16 ? 2 : 4; }
+
 inline const char* element(const void* base, int64_t index, DType dtype) {
-  return static_cast<const char*>(base) + index * (dtype == DType::fp16 ? 2 : 4);
+  return static_cast<const char*>(base) + index * element_bytes(dtype);
 }
 
 // dst (pixels, channels) = activation(src * scale + shift); strides in elements.

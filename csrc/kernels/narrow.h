@@ -28,7 +28,7 @@ inline void turn_weights(const GemmArgs& g, int64_t k0, int64_t depth, float* we
   for (int64_t tap = 0; tap < g.kernel_h * g.kernel_w; ++tap, weights += kNarrowColumns * depth) {
     for (int64_t k = 0; k < depth; ++k) {
       float columns[VL];
-      store(columns, load_as(g.weight, (tap * g.k_channels + k0 + k) * kPanel, g.weight_dtype));
+      store(columns, load_weight(g, 0, (tap * g.k_channels + k0 + k) * kPanel));
       for (int j = 0; j < kNarrowColumns; ++j) weights[j * depth + k] = columns[j];
     }
   }

@@ -118,7 +118,7 @@ inline void transform_weights(const GemmArgs& g, int64_t panel0, int64_t panels,
       for (int x = 0; x < 3; ++x) {
         vf column[3];
 #pragma GCC unroll 3
-        for (int y = 0; y < 3; ++y) column[y] = load_as(g.weight, from + (y * 3 + x) * tap + i, g.weight_dtype);
+        for (int y = 0; y < 3; ++y) column[y] = load_weight(g, panel0 + p, from + (y * 3 + x) * tap + i);
         winograd_weight(column, half + x * kWinogradIn);
       }
 #pragma GCC unroll 6
@@ -145,7 +145,7 @@ inline void multiply_points(const GemmArgs& g, const float* inputs, const float*
   tile.b_tap = 0;
   tile.c_stride = s.sum_stride;
   tile.accumulate = accumulate;
-  const int64_t weight_bytes = g.weight_dtype == DType::fp16 ? 2 : 4;
+  const int64_t weight_bytes = element_bytes(g.weight_dtype);
   const int64_t tap = g.k_channels * kPanel, lines = depth * kPanel * weight_bytes / kLineBytes;
   for (int64_t point = 0; point < kWinogradPoints; ++point) {
     tile.b = weights + point * s.weight_point;

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mdrt.ops.int8 import Quantised
+from mdrt.ops.int8 import Quantised, as_floats
 from mdrt.ops.reference import Array, Case, Reference
 
 
@@ -15,7 +15,7 @@ def conv2d(
     weight: Array,
     bias: Array | None = None,
     weight_scale: Array | None = None,
-    _weight_sum: Array | None = None,
+    weight_sum: Array | None = None,
     input_scale: Array | None = None,
     input_zero_point: Array | None = None,
     *,
@@ -29,16 +29,18 @@ def conv2d(
         weight: (out_channels, in_channels, kernel_h, kernel_w).
         bias: (out_channels); always there when the weight is int8.
         weight_scale: (out_channels) when `weight` is int8.
-        _weight_sum: (out_channels), the sums of its integers; kernels need them, the reference does not.
+        weight_sum: (out_channels), the sums of its integers, when `x` is quantised too; kernels need their values.
         input_scale, input_zero_point: (1) of an input that is quantised with them, not with a scale for each pixel.
         stride: down, right.
         pads: zeros above, left, below, right.
 
     Returns:
         (n, out_h, out_w, out_channels), out_h = (h + above + below - kernel_h) // stride + 1; float64, but float32 when
-        the weight is int8.
+        integers are multiplied.
     """
-    if weight_scale is not None and bias is not None:
+    if weight_scale is not None and weight_sum is None:
+        weight = as_floats(weight, weight_scale)
+    elif weight_scale is not None and bias is not None:
         quantised = Quantised.of(x, input_scale, input_zero_point)
         sums = conv2d(quantised.integers, weight, stride=stride, pads=pads)
         return quantised.finish(sums, weight_scale, bias)
@@ -87,10 +89,18 @@ def _taps(
 
 
 def _conv2d_magnitude(
-    x: Array, weight: Array, bias: Array | None = None, *int8: Array, stride: Sequence[int], pads: Sequence[int]
+    x: Array,
+    weight: Array,
+    bias: Array | None = None,
+    weight_scale: Array | None = None,
+    *integers: Array,
+    stride: Sequence[int],
+    pads: Sequence[int],
 ) -> Array:
-    if int8:
+    if integers:
         return np.zeros(1)
+    if weight_scale is not None:
+        weight = as_floats(weight, weight_scale)
     return conv2d(abs(x), abs(weight), None if bias is None else abs(bias), stride=stride, pads=pads)
 
 

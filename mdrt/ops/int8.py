@@ -1,4 +1,4 @@
-"""What conv2d, linear and embedding share when their weights are int8: exact sums between float32 steps."""
+"""What conv2d and linear share when their weights are int8: exact sums between float32 steps, or weights as floats."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ import numpy as np
 
 from mdrt.ops.reference import Array
 from mdrt.quantise import quantise_dynamic, quantise_static
+
+
+def as_floats(weight: Array, scale: Array) -> Array:
+    """float32: integers times the scale of their column, the first dimension."""
+    return np.asarray(weight.astype(np.float32) * scale.astype(np.float32).reshape(-1, *[1] * (weight.ndim - 1)))
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mdrt.ops.int8 import Quantised
+from mdrt.ops.int8 import Quantised, as_floats
 from mdrt.ops.reference import Array, Case, Reference
 
 
@@ -13,24 +13,31 @@ def linear(
     weight: Array,
     bias: Array | None = None,
     weight_scale: Array | None = None,
-    _weight_sum: Array | None = None,
+    weight_sum: Array | None = None,
     input_scale: Array | None = None,
     input_zero_point: Array | None = None,
 ) -> Array:
     """x (..., in_features) times weight (out_features, in_features) transposed, plus bias (out_features).
 
-    The other arguments belong to an int8 weight, as in `conv2d`; the result is then float32, else float64.
+    The other arguments belong to an int8 weight, as in `conv2d`. The result is float64, but float32 when integers are
+    multiplied.
     """
-    if weight_scale is not None and bias is not None:
+    if weight_scale is not None and weight_sum is None:
+        weight = as_floats(weight, weight_scale)
+    elif weight_scale is not None and bias is not None:
         quantised = Quantised.of(x, input_scale, input_zero_point)
         return quantised.finish(linear(quantised.integers, weight), weight_scale, bias)
     out = x.astype(np.float64) @ weight.astype(np.float64).T
     return np.asarray(out if bias is None else out + bias.astype(np.float64))
 
 
-def _magnitude(x: Array, weight: Array, bias: Array | None = None, *int8: Array) -> Array:
-    if int8:
+def _magnitude(
+    x: Array, weight: Array, bias: Array | None = None, weight_scale: Array | None = None, *integers: Array
+) -> Array:
+    if integers:
         return np.zeros(1)
+    if weight_scale is not None:
+        weight = as_floats(weight, weight_scale)
     return linear(abs(x), abs(weight), None if bias is None else abs(bias))
 
 

@@ -46,13 +46,15 @@ MUTANTS = [
     ("scales may stand without int8", "quantised.cc", "if (dtype != DType::int8 && is_quantised(node))", "if (false)"),
     ("sums may be floats", "quantised.cc", "if (input.is_integer) return dtype == DType::int32 ?", "if (input.is_integer) return true ?"),  # noqa: E501
     ("scales may be integers", "quantised.cc", "return dtype == DType::fp32 ?", "return true ?"),
-    ("int8 inputs may come alone", "quantised.cc", "if ((count - kWeightScale) % 2 != 0)", "if (false)"),
+    ("int8 inputs may come alone", "quantised.cc", "if (count == (is_product(node) ? kInputScale : kWeightScale) + 1)", "if (false)"),  # noqa: E501
     ("every convolution may be dynamic", "quantised.cc", "count <= kInputScale && !takes_one_pixel(node)", "false"),
+    ("weights of float inputs are not looked at", "quantised.cc", "    check_no_minus_128(kWeight);", ""),
     ("sums may overflow", "quantised.cc", "if (products(node) > kMaxProducts)", "if (false)"),
     ("scales may be anything", "quantised.cc", "if (!(scales[i] >= FLT_MIN && scales[i] <= FLT_MAX))", "if (false)"),
     ("scales may be infinite", "quantised.cc", " && scales[i] <= FLT_MAX", ""),
     ("sums and zero points have no range", "quantised.cc", "if (values[i] < low || values[i] > high)", "if (false)"),
-    ("format 1.0 may hold int8", "bundle.cc", "weight.dtype == DType::int8 && format_minor_ < 1", "false"),
+    ("every format may hold int8", "bundle.cc", "if (least > format_minor_)", "if (false)"),
+    ("format 1.1 may hold int8 weights alone", "quantised.cc", "!multiplies_integers(node) ? 2 : 1", "false ? 2 : 1"),
 ]  # fmt: skip
 
 

@@ -44,9 +44,13 @@ void test_gemm(const KernelTable& k, bool at_end) {
   }
   g.gated = pick(0, 3) == 0;
   g.panels = pick(1, 6) * (g.gated ? 2 : 1);
-  g.weight_dtype = any_dtype();
+  g.weight_dtype = pick(0, 2) == 0 ? DType::int8 : any_dtype();
   const int64_t weights = g.panels * kPanel * taps * g.k_channels;
-  g.weight = g.weight_dtype == DType::fp32 ? static_cast<void*>(memory.floats(weights)) : memory.bytes(weights * 2);
+  switch (g.weight_dtype) {
+    case DType::fp32: g.weight = memory.floats(weights); break;
+    case DType::int8: g.weight = memory.bytes(weights), g.weight_scale = memory.floats(g.panels * kPanel); break;
+    default: g.weight = memory.bytes(weights * 2);
+  }
   if (coin()) g.bias = memory.floats(g.panels * kPanel);
   const int64_t out_channels = (g.gated ? g.panels / 2 : g.panels) * kPanel, pixels = g.batch * g.out_h * g.out_w;
   if (!g.gated && coin()) {

@@ -72,7 +72,11 @@ class Simulation:
         return compute(node, *x)
 
     def is_int8(self, node: Node) -> bool:
+        """Whether its weights are int8."""
         return node.op in ("conv2d", "linear", "embedding") and len(node.inputs) > 3
+
+    def multiplies_integers(self, node: Node) -> bool:
+        return node.op in ("conv2d", "linear") and len(node.inputs) > 4
 
     def _weight(self, node: Node, slot: int = 1) -> Tensor:
         return self._weights[node.inputs[slot]]
@@ -90,6 +94,9 @@ class Simulation:
         if name not in self._rounded:
             self._rounded[name] = round_columns(self._weights[name])
         weight, weight_scale = self._rounded[name]
+        if not self.multiplies_integers(node):
+            y = multiply(x, weight * weight_scale)
+            return y if bias is None else y + bias
         module = name.removesuffix(".weight")
         if f"{module}.input_scale" in self._constants:
             scale = torch.tensor(self._constants[f"{module}.input_scale"])

@@ -84,6 +84,21 @@ def test_dynamic_convolution() -> None:
     np.testing.assert_array_equal(found, expected.numpy())
 
 
+def test_weights_alone() -> None:
+    x, weight, bias = arrays((2, 7, 8, 37), (21, 37, 3, 3), (21,))
+    q_w, s_w = columns(torch.from_numpy(weight))
+    floats = (q_w.float() * s_w[:, None, None, None]).double()
+    image = torch.from_numpy(x).permute(0, 3, 1, 2).double()
+    expected = functional.conv2d(image, floats, torch.from_numpy(bias).double(), padding=1).permute(0, 2, 3, 1)
+    found = kernels.conv2d(x, weight, bias, pads=1, format="int8_weights", backend="reference")
+    np.testing.assert_allclose(found, expected.numpy(), rtol=1e-6, atol=1e-6)
+    matrix = weight[:, :, 0, 0]
+    q_w, s_w = columns(torch.from_numpy(matrix))
+    rows = torch.from_numpy(x).double() @ (q_w.float() * s_w[:, None]).double().T + torch.from_numpy(bias).double()
+    found = kernels.linear(x, matrix, bias, format="int8_weights", backend="reference")
+    np.testing.assert_allclose(found, rows.numpy(), rtol=1e-6, atol=1e-6)
+
+
 def test_embedding() -> None:
     table, positions = arrays((11, 70), (9, 70))
     ids = np.array([[0, 10, 3, 3, 7]])

@@ -73,7 +73,10 @@ def test_pictures(steps: int, simulated: tuple[SimulatedPipeline, SimulatedPipel
 
 @pytest.mark.parametrize("component", ["text_encoder", "unet", "vae_decoder"])
 def test_layers(component: str, simulated: tuple[SimulatedPipeline, SimulatedPipeline]) -> None:
-    """Every int8 layer in the middle of a picture gives what it gives in PyTorch, to the bit: all sums are exact."""
+    """Every layer with int8 weights gives in the middle of a picture what it gives in PyTorch.
+
+    To the bit where integers are multiplied, since all sums are exact.
+    """
     simulation = simulated[1].components[component]
     stages = Stages(models.builtin_path())
     schedule, guidance = stages.schedule(8)
@@ -99,4 +102,5 @@ def test_layers(component: str, simulated: tuple[SimulatedPipeline, SimulatedPip
         errors[node.name] = float(np.sqrt(np.mean(difference**2) / np.mean(expected.astype(np.float64) ** 2)))
     worst = max(errors, key=lambda name: errors[name])
     print(f"{component}: {len(errors)} layers, worst relative RMSE {errors[worst]:.1e} ({worst})")  # noqa: T201
-    assert errors[worst] == 0
+    assert errors[worst] < 1e-5
+    assert not any(errors[node.name] for node in nodes if simulation.multiplies_integers(node))
