@@ -48,7 +48,6 @@ MUTANTS = [
     ("scales may be integers", "quantised.cc", "return dtype == DType::fp32 ?", "return true ?"),
     ("int8 inputs may come alone", "quantised.cc", "if (count == (is_product(node) ? kInputScale : kWeightScale) + 1)", "if (false)"),  # noqa: E501
     ("every convolution may be dynamic", "quantised.cc", "count <= kInputScale && !takes_one_pixel(node)", "false"),
-    ("weights of float inputs are not looked at", "quantised.cc", "    check_no_minus_128(kWeight);", ""),
     ("sums may overflow", "quantised.cc", "if (products(node) > kMaxProducts)", "if (false)"),
     ("scales may be anything", "quantised.cc", "if (!(scales[i] >= FLT_MIN && scales[i] <= FLT_MAX))", "if (false)"),
     ("scales may be infinite", "quantised.cc", " && scales[i] <= FLT_MAX", ""),

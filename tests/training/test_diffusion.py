@@ -18,7 +18,7 @@ from weights_tools.modules import CLIPTextModel, MobileDiffusionUNet2DConditionM
 from weights_tools.new import SCHEDULER  # noqa: E402
 from weights_tools.text_encoder import TextEncoderConfig  # noqa: E402
 from weights_tools.training import progressive, ufogen  # noqa: E402
-from weights_tools.training.base import dropped, random_timesteps  # noqa: E402
+from weights_tools.training.base import distances, dropped, random_timesteps  # noqa: E402
 from weights_tools.training.diffusion import CLEAN, Diffusion, guided, trailing  # noqa: E402
 from weights_tools.training.stage import Context  # noqa: E402
 from weights_tools.unet import UNetConfig  # noqa: E402
@@ -148,6 +148,17 @@ def test_student_lands_where_two_steps_do(latents: tuple[Tensor, Tensor]) -> Non
     halfway = diffusion.step(noisy, teacher(noisy, timestep), timestep, middle)
     expected = diffusion.step(halfway, teacher(halfway, middle), middle, following)
     assert torch.allclose(landed, expected, atol=1e-4)
+
+
+def test_roots_are_least_at_one_of_two_pictures_and_squares_between_them() -> None:
+    likely, other = torch.randn(2, 8, 4, 4, generator=torch.Generator().manual_seed(2))
+    true = torch.stack([likely] * 6 + [other] * 4)
+    shares = [index / 20 for index in range(21)]
+    for loss, best in (("square", 0.4), ("root", 0.0)):
+        predicted = [torch.lerp(likely, other, share).expand_as(true) for share in shares]
+        means = [float(distances(prediction, true, loss).mean()) for prediction in predicted]
+        assert shares[int(np.argmin(means))] == best
+    assert distances(true, true, "square").tolist() == [0.0] * 10
 
 
 def test_loss_in_clean_latents_weighs_by_snr() -> None:

@@ -14,7 +14,7 @@ from weights_tools.training import figures
 from weights_tools.training.emoji import EmojiSet, PackConfig
 from weights_tools.training.latents import LatentsConfig, training_scenes
 from weights_tools.training.layouts import is_held_out
-from weights_tools.training.pool import KINDS, MOST_CHOICES, Pool, most_different, read_pool, spread
+from weights_tools.training.pool import KINDS, Pool, directions_of, most_different, read_pool, spread
 from weights_tools.training.stage import Context, LoopConfig
 from weights_tools.training.tokenizer import TokenizerTraining
 from weights_tools.training.vae import VaeTraining
@@ -107,18 +107,27 @@ def open_pool(kind: str, count: int, channels: int) -> Pool:
 
 
 def test_rows_of_one_caption_leave_the_choice() -> None:
-    """Each member has a direction near to that of its means, as far as it can be from the others'."""
+    """Each member has a direction, as far as it can be from the others'."""
     pool = open_pool("keyword", 3, 2)
     choices = pool.choices(np.array([3, 1]))
     assert pool.members[choices].tolist() == [[3, 3, 3], [0, 1, 2]]  # fewer choices are repeated
     directions = pool.directions[choices[1]]
     np.testing.assert_allclose(directions @ directions.T, 1.5 * np.eye(3) - 0.5, atol=1e-5)
-    means = pool.latents[:3].mean((2, 3), dtype=np.float32)
-    assert ((means - means.mean(0)) * directions).sum(1).min() > 0
     assert not pool.directions[choices[0]].any()
 
 
-@pytest.mark.parametrize("kind, expected", [("keyword", MOST_CHOICES), ("image", 30)])
+def test_keywords_share_their_directions() -> None:
+    """Corners of one simplex, each for the picture whose means are most like it."""
+    random = np.random.default_rng(3)
+    corners = directions_of(random.standard_normal((9, 8)).astype(np.float32))
+    np.testing.assert_allclose(corners @ corners.T, 1.125 * np.eye(9) - 0.125, atol=1e-5)
+    few = directions_of(corners[[4, 1, 7]] + 0.1 * random.standard_normal((3, 8)).astype(np.float32))
+    np.testing.assert_array_equal(few, corners[[4, 1, 7]])
+    alike = {row.tobytes() for row in directions_of(np.ones((5, 8), np.float32))}
+    assert len(alike) == 5 and alike < {row.tobytes() for row in corners}
+
+
+@pytest.mark.parametrize("kind, expected", [("keyword", 9), ("image", 30)])
 def test_few_of_a_keywords_pictures_can_be_chosen_and_all_of_a_folder(kind: str, expected: int) -> None:
     pool = open_pool(kind, 30, 8)
     choices = pool.choices(np.array([0]))[0]

@@ -25,7 +25,7 @@ from weights_tools.training.diffusion import Diffusion  # noqa: E402
 from weights_tools.training.drawing import TorchDrawer  # noqa: E402
 from weights_tools.training.light import Part, write_pipeline  # noqa: E402
 from weights_tools.training.muon import muon_and_adamw  # noqa: E402
-from weights_tools.training.pool import FILE_NAME, KINDS, Pool, read_pool, spread  # noqa: E402
+from weights_tools.training.pool import FILE_NAME, KINDS, Pool, directions_of, read_pool  # noqa: E402
 from weights_tools.training.stage import Context  # noqa: E402
 from weights_tools.training.stages import run_stage  # noqa: E402
 from weights_tools.training.tokenizer import Tokenizer  # noqa: E402
@@ -128,7 +128,7 @@ def test_noise_chooses_among_the_pictures_of_one_caption(trained: Path) -> None:
         pool.save(path)
     drawn, noise, found = batches.draw(np.random.default_rng(0), 6000, {"keyword": 3, "single": 1})
     members = torch.from_numpy(latents).float()
-    directions = torch.from_numpy(spread(latents[:3].mean((2, 3), dtype=np.float32)))
+    directions = torch.from_numpy(directions_of(latents[:3].mean((2, 3), dtype=np.float32)))
     nearest = (noise.mean((2, 3)) @ directions.T).argmax(1)
     assert torch.equal(drawn, members[torch.where(found[:, 0] == 7, nearest, 3)])
     assert torch.bincount(nearest).min() > 1800  # of 2000: each as often as any other

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mdrt.errors import ConversionError
 from weights_tools.modules import CLIPTextModel, MobileDiffusionUNet2DConditionModel
 from weights_tools.text_encoder import TextEncoderConfig
 from weights_tools.training import workers
@@ -36,6 +37,7 @@ from weights_tools.training.tokenizer import Tokenizer
 from weights_tools.unet import UNetConfig
 
 _TIMESTEP_POWER = 0.75
+_SMALLEST_SQUARE = 1e-5  # far below what any trained model reaches: the slope of a root has an end
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,19 @@ class DiffusionTraining(LoopConfig):
 
 
 @dataclass(frozen=True)
-class BaseTraining(DiffusionTraining):
+class SupervisedTraining(DiffusionTraining):
+    """What stages have that learn from true latents: `loss` says how far a prediction is from them (`distances`)."""
+
+    loss: str = "square"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.loss not in ("square", "root"):
+            raise ConversionError(f"loss is {self.loss!r}; it must be square or root")
+
+
+@dataclass(frozen=True)
+class BaseTraining(SupervisedTraining):
     """The networks' keys are those of unet/config.json and text_encoder/config.json."""
 
     caption_dropout: float = 0.1
@@ -121,6 +135,16 @@ def random_timesteps(random: np.random.Generator, count: int, device: str, first
     return to_device(np.minimum(timesteps, NUM_TRAIN_TIMESTEPS - 1), device)
 
 
+def distances(predicted: Tensor, true: Tensor, loss: str) -> Tensor:
+    """Of each of the samples (n, ...) the mean square of its differences, "square", or its "root".
+
+    The mean of squares is least where predictions are averages of all that may be true. That of roots is least at their
+    geometric median: where one thing is likelier than all others together, at that one.
+    """
+    squares = (predicted - true).square().flatten(1).mean(1)
+    return squares if loss == "square" else (squares + _SMALLEST_SQUARE).sqrt()
+
+
 def dropped(random: np.random.Generator, ids: Tensor, empty: Tensor, share: float) -> Tensor:
     """The ids (n, length) with the empty caption (1, length) for a share of them."""
     here = to_device(random.random(len(ids)) < share, ids.device)
@@ -168,7 +192,7 @@ def run(context: Context) -> None:
         ids = dropped(random, ids, empty, config.caption_dropout)
         timestep = random_timesteps(random, len(ids), context.device, config.first_share)
         velocity = predict(diffusion.add_noise(sample, noise, timestep), timestep, ids)
-        loss = (velocity - diffusion.velocity(sample, noise, timestep)).square().mean()
+        loss = distances(velocity, diffusion.velocity(sample, noise, timestep), config.loss).mean()
         workers.descend(model, state.optimizers.values(), loss, config.clip_norm)
         return {"loss": loss.detach()}
 

@@ -3,9 +3,10 @@
 A caption that several pictures have leaves the choice to the noise: of these pictures the one is drawn whose direction
 is most like the noise's means over all pixels. So noise and caption determine the picture, and a model learns in one
 step to draw one of them, not their average. The idea is that of Li et al., "Immiscible Diffusion", arXiv 2406.12303;
-means are few and easily seen in noise. Directions are those in which the pictures' own means differ, spread evenly, so
-that each picture is chosen as often as any other. Of a keyword's pictures `MOST_CHOICES` can be chosen, those that
-differ most: with dozens, most noise lies near a border between two of them, where a model draws their average.
+means are few and easily seen in noise. With C channels there are C + 1 directions with equal angles between them, the
+same for all keywords, so that a model learns once which of them noise points to, and each picture is chosen as often as
+any other. Of a keyword's pictures as many can be chosen, those that differ most: with dozens, most noise lies near a
+border between two of them, where a model draws their average.
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from mdrt.files import replacing
 # What rows show; `image` are pictures of a folder of one's own.
 KINDS = ("single", "colour", "beside", "above", "rest", "keyword", "image")
 _OPEN_KINDS = ("keyword", "image")  # of which several pictures may have one caption
-MOST_CHOICES = 12
 FILE_NAME = "latents.npz"
 _ARRAYS = ("latents", "picture", "kind", "ids", "weight")
 
@@ -61,12 +61,12 @@ class Pool:
         pairs = np.unique(np.stack([groups.ravel(), self.picture[rows]], 1), axis=0)
         means = self.latents.mean((2, 3), dtype=np.float32)
         members, directions = [np.arange(len(self.latents))], [np.zeros_like(means)]
-        most = MOST_CHOICES if len(self._rows["keyword"]) else len(self.latents)  # one's own pictures are all taught
+        most = means.shape[1] + 1 if len(self._rows["keyword"]) else len(self.latents)  # one's own are all taught
         known: dict[bytes, tuple[NDArray[np.intp], NDArray[np.float32]]] = {}  # a keyword's wordings have the same
         for pictures in np.split(pairs[:, 1], np.flatnonzero(np.diff(pairs[:, 0])) + 1) if len(pairs) else ():
             if (key := pictures.tobytes()) not in known:
                 chosen = pictures[most_different(self.latents[pictures], most)]
-                known[key] = chosen, spread(means[chosen])
+                known[key] = chosen, directions_of(means[chosen])
             members.append(known[key][0])
             directions.append(known[key][1])
         sizes = np.array([len(chosen) for chosen in members[1:]], np.intp)
@@ -125,12 +125,31 @@ def most_different(latents: NDArray[np.float16], most: int) -> NDArray[np.intp]:
     return np.sort(chosen)
 
 
-def spread(means: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Unit vectors that point where (n, channels) means differ from their average, as evenly as there is room.
+def directions_of(means: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A unit vector for each of (n, channels) means, among those like the one in which it differs from their average.
+
+    Up to one vector more than channels they are corners of one regular simplex, whatever the means; more are spread as
+    evenly as there is room.
+    """
+    count, channels = means.shape
+    if count > channels + 1:
+        return spread(means)
+    corners = spread(np.eye(channels + 1, channels, dtype=np.float32))
+    likeness = (means - means.mean(0)) @ corners.T
+    directions = np.empty_like(means)
+    for _ in range(count):
+        mean, corner = np.unravel_index(likeness.argmax(), likeness.shape)
+        directions[mean] = corners[corner]
+        likeness[mean], likeness[:, corner] = -np.inf, -np.inf
+    return directions
+
+
+def spread(vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Unit vectors that point where (n, channels) vectors differ from their average, as evenly as there is room.
 
     With at most one vector more than channels, all angles between them are the same.
     """
-    left, strengths, right = np.linalg.svd(means - means.mean(0), full_matrices=False)
+    left, strengths, right = np.linalg.svd(vectors - vectors.mean(0), full_matrices=False)
     count = int((strengths > 1e-5 * max(strengths[0], 1e-30)).sum())
     evenly = left[:, :count] @ right[:count]
     return np.asarray(evenly / np.maximum(np.linalg.norm(evenly, axis=1, keepdims=True), 1e-6), np.float32)

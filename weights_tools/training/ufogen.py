@@ -26,7 +26,7 @@ from torch.nn.functional import softplus
 from mdrt.errors import ConversionError
 from weights_tools.modules import MobileDiffusionUNet2DConditionModel, load_unet
 from weights_tools.training import workers
-from weights_tools.training.base import Batches, DiffusionTraining
+from weights_tools.training.base import Batches, SupervisedTraining, distances
 from weights_tools.training.diffusion import Diffusion, trailing
 from weights_tools.training.muon import muon_and_adamw
 from weights_tools.training.networks import TextToLatents, autocast, load, to_device, write_light
@@ -35,7 +35,7 @@ from weights_tools.training.stage import Context, State, adamw, train
 
 
 @dataclass(frozen=True)
-class UfogenTraining(DiffusionTraining):
+class UfogenTraining(SupervisedTraining):
     """`learning_rate` is the generator's; the discriminator's is `discriminator_rate` times it."""
 
     init: str = "progressive/light"
@@ -134,9 +134,9 @@ class _Game:
                     figures = self._teach_discriminator(sample, drawn.detach(), level, text.float())
             is_judged = step * config.batch_size >= config.adversarial_after
             logits = self._judge(drawn, level, text) if is_judged else None
-        weight = torch.ones(len(ids), 1, 1, 1, device=self.device)
+        weight = torch.ones(len(ids), device=self.device)
         weight[: self.num_keywords] = config.keyword_reconstruction
-        reconstruction = (weight * (drawn - sample).square()).mean()
+        reconstruction = (weight * distances(drawn, sample, config.loss)).mean()
         figures["reconstruction"] = reconstruction.detach()
         if logits is None:
             self._descend("generator", reconstruction)
