@@ -279,7 +279,7 @@ def test_inspect_bundle(capsys, folder):
     parameters = found["components"]["unet"]["parameters"] / 1e6
     assert main(["inspect", models.builtin_path(), "--verify"]) == 0
     text = capsys.readouterr().out
-    assert "format 1.1" in text and "checksums: all match" in text and f"unet: {parameters:.1f} M parameters" in text
+    assert "format 1.2" in text and "checksums: all match" in text and f"unet: {parameters:.1f} M parameters" in text
     with open(models.builtin_path(), "rb") as file:
         data = bytearray(file.read())
     data[-100_000] ^= 4
