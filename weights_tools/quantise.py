@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from mdrt.formats import ComponentFormat
 from mdrt.ops import REFERENCES
+from mdrt.ops.int8 import as_floats
 from mdrt.quantise import (
     Layer,
     Weights,
@@ -190,8 +191,7 @@ def _product_errors(
 
 
 def _rounded_columns(weight: NDArray[np.float32]) -> NDArray[np.float32]:
-    integers, scale = quantise_columns(weight)
-    return np.asarray(integers * scale.reshape(-1, *[1] * (weight.ndim - 1)))
+    return as_floats(*quantise_columns(weight))
 
 
 def _exact_input(_layer: Layer, x: NDArray[np.float32], _record: Record) -> NDArray[np.float32]:
