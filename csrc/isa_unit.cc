@@ -45,7 +45,7 @@ const KernelTable MDRT_JOIN(kernel_table_, MDRT_ISA_NAME) = {
     MDRT_TEXT(MDRT_ISA_NAME),
     {MDRT_ISA_NAME::kTileRows, MDRT_ISA_NAME::kTileColumns, MDRT_ISA_NAME::kTileBlockPixels, MDRT_ISA_NAME::kTileWeightBytes,
      MDRT_ISA_NAME::kNarrowColumns,
-     MDRT_ISA_NAME::kInt8Rows, MDRT_ISA_NAME::kInt8Columns, MDRT_ISA_NAME::kInt8TaskPanels, MDRT_ISA_NAME::kInt8WinogradPays},
+     MDRT_ISA_NAME::kInt8PanelStep, MDRT_ISA_NAME::kInt8TaskPanels, MDRT_ISA_NAME::kInt8WinogradPays},
     MDRT_ISA_NAME::gemm_scratch_bytes,
     MDRT_ISA_NAME::winograd_scratch_bytes,
     MDRT_ISA_NAME::narrow_scratch_bytes,

@@ -173,7 +173,7 @@ struct TileInfo {
   int64_t block_pixels;         // output pixels of a task
   int64_t weight_block_bytes;   // of a GEMM tile's weights in one pass: they stay near the core while all rows use them
   int64_t narrow_columns;       // the most that `narrow` makes
-  int int8_rows, int8_columns;  // MR, NR of the int8 tile
+  int64_t int8_panel_step;      // panels of an int8 task are a multiple of this
   int64_t int8_task_panels;     // the fewest of an int8 task: more where each task prepares its pixels anew
   bool int8_winograd_pays;      // 16-bit products are less than 2.25 times as slow as those of bytes
 };

@@ -164,6 +164,7 @@ template <int kPanels>
 void int8_panels(const Int8Block& block, int64_t panel, int32_t* c) {
   const GemmArgs& g = block.g;
   const GemmTask& t = block.t;
+  constexpr int kRows = int8_rows(kPanels);
   int64_t tap_offsets[kMaxTaps], pixels_of[kInt8Rows];
   Int8TileArgs tile;
   tile.taps = g.kernel_h * g.kernel_w;
@@ -192,9 +193,9 @@ void int8_panels(const Int8Block& block, int64_t panel, int32_t* c) {
     int8_tile<kPanels>(tile);
   };
   int64_t y = 0, x = 0;
-  for (int64_t m = 0; m < pixels; m += kInt8Rows) {
-    sums.rows = pixels - m < kInt8Rows ? pixels - m : kInt8Rows;
-    for (int64_t r = 0; r < round_up(sums.rows, kInt8RowStep); ++r) {
+  for (int64_t m = 0; m < pixels; m += kRows) {
+    sums.rows = pixels - m < kRows ? pixels - m : kRows;
+    for (int64_t r = 0; r < round_up(sums.rows, int8_row_step(kPanels)); ++r) {
       tile.rows[r] = block.a + (y * g.stride_h * block.a_w + x * g.stride_w) * block.a_stride;
       pixels_of[r] = block.pixel0 + y * g.out_w + x;
       if (m + r + 1 < pixels && ++x == t.w) x = 0, ++y;
@@ -204,6 +205,16 @@ void int8_panels(const Int8Block& block, int64_t panel, int32_t* c) {
     if (g.gated) multiply(m, b + g.panels / 2 * tile.b_panel, c + kInt8Rows * kInt8Columns);
     store_tile(block, sums, value, gate);
   }
+}
+
+constexpr int fewer(int a, int b) { return a < b ? a : b; }
+
+// Panels of the next tile when so many are left. Where a tile takes up to four, three of 8 rows load least; fours fill up what is no
+// multiple of three.
+inline int64_t int8_group(int64_t left) {
+  if (kInt8Panels < 4) return left >= kInt8Panels ? kInt8Panels : 1;
+  if (left % 3 == 0 || left == 5) return 3;
+  return left >= 4 ? 4 : left;
 }
 
 }  // namespace
@@ -235,8 +246,14 @@ static void gemm_int8(const GemmArgs* args, int64_t task, void* scratch) {
     block.a_w = region.w;
   }
   int8_tile_begin();
-  int64_t p = 0;
-  for (; p + kInt8Panels <= t.panels; p += kInt8Panels) int8_panels<kInt8Panels>(block, t.panel0 + p, c);
-  for (; p < t.panels; ++p) int8_panels<1>(block, t.panel0 + p, c);
+  for (int64_t p = 0, group; p < t.panels; p += group) {
+    group = int8_group(t.panels - p);
+    switch (group) {
+      case 4: int8_panels<fewer(4, kInt8Panels)>(block, t.panel0 + p, c); break;
+      case 3: int8_panels<fewer(3, kInt8Panels)>(block, t.panel0 + p, c); break;
+      case 2: int8_panels<fewer(2, kInt8Panels)>(block, t.panel0 + p, c); break;
+      default: int8_panels<1>(block, t.panel0 + p, c);
+    }
+  }
   int8_tile_end();
 }

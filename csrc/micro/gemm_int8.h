@@ -20,7 +20,7 @@ constexpr int32_t kInt8Offset = 0;
 #if defined(__AMX_INT8__)
 constexpr int kInt8Rows = 32, kInt8Panels = 2;
 #elif defined(__AVX512VNNI__)
-constexpr int kInt8Rows = 12, kInt8Panels = 2;
+constexpr int kInt8Rows = 12, kInt8Panels = 4;
 #elif defined(__AVXVNNI__)
 constexpr int kInt8Rows = 6, kInt8Panels = 1;
 #elif defined(__AVX512BW__)
@@ -36,14 +36,20 @@ constexpr int kInt8Rows = 2, kInt8Panels = 1;
 #else
 constexpr int kInt8Rows = 2, kInt8Panels = 1;
 #endif
+// MR of a tile of so many panels. Three or four leave fewer loads for a multiplication than two with more rows.
+constexpr int int8_rows(int panels) { return panels > 2 ? 24 / panels : kInt8Rows; }
+// Panels of a task are a multiple of this. Threes and fours make up any number but 1, 2 and 5.
+constexpr int kInt8PanelStep = kInt8Panels == 4 ? 1 : kInt8Panels;
 constexpr int64_t kInt8Align = 64;    // bytes of a stored pixel that may be read: a multiple of this
 // Bytes of an element of A as the tile reads it, and of what stands behind a pixel; if there are 2, pixels are copied even where
-// they could be read in place. Pointers to rows must exist up to a multiple of kInt8RowStep.
+// they could be read in place. Pointers to rows must exist up to a multiple of int8_row_step.
 #if defined(__AVX2__) && !defined(__AVXVNNI__) && !defined(__AVX512BW__)
 #define MDRT_WIDE_INT8_A 1
-constexpr int64_t kInt8Bytes = 2, kInt8Tail = 64, kInt8RowStep = kInt16Rows, kInt8TaskPanels = 6;
+constexpr int64_t kInt8Bytes = 2, kInt8Tail = 64, kInt8TaskPanels = 6;
+constexpr int64_t int8_row_step(int) { return kInt16Rows; }
 #else
-constexpr int64_t kInt8Bytes = 1, kInt8Tail = 0, kInt8RowStep = kInt8Rows, kInt8TaskPanels = 2;
+constexpr int64_t kInt8Bytes = 1, kInt8Tail = 0, kInt8TaskPanels = kInt8Panels == 4 ? 4 : 2;
+constexpr int64_t int8_row_step(int panels) { return int8_rows(panels); }
 #endif
 // Whether a tile brings near the weights that come after its own: AMX is done with a panel before they would arrive.
 #if defined(__AMX_INT8__)

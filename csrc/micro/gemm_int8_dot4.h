@@ -77,10 +77,11 @@ void dot4_tile(const Int8TileArgs& t) {
 // The last rows of a block often fill no more than half a tile.
 template <int kPanels>
 void int8_tile(const Int8TileArgs& t) {
-  if (t.num_rows <= kInt8Rows / 2) {
-    dot4_tile<kInt8Rows / 2, kPanels>(t);
+  constexpr int kRows = int8_rows(kPanels);
+  if (t.num_rows <= kRows / 2) {
+    dot4_tile<kRows / 2, kPanels>(t);
   } else {
-    dot4_tile<kInt8Rows, kPanels>(t);
+    dot4_tile<kRows, kPanels>(t);
   }
 }
 

@@ -69,7 +69,7 @@ void int8_tile(const Int8TileArgs& t) {
       const int64_t depth = t.depth - k < share ? t.depth - k : share;
       widen_weights(b, depth, widened, columns);
       b += depth * kPanel;
-      for (int64_t r = 0; r < round_up(t.num_rows, kInt8RowStep); ++r) {
+      for (int64_t r = 0; r < round_up(t.num_rows, int8_row_step(1)); ++r) {
         rows[r] = reinterpret_cast<const int32_t*>(t.rows[r] + t.tap_offsets[tap] + k * kInt8Bytes);
       }
       // While rows multiply, the weights come that are widened next: nothing else would ask for them early.

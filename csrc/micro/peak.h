@@ -134,26 +134,26 @@ static void peak_int8(const PeakArgs* args, int64_t task, void*) {
 }
 #else
 static void peak_int8(const PeakArgs* args, int64_t task, void*) {
-  constexpr int kPeakVectors = kInt8Columns / VL;
-  vi sums[kInt8Rows][kPeakVectors], b[kPeakVectors];
+  constexpr int kPeakRows = int8_rows(kInt8Panels), kPeakVectors = kInt8Columns / VL;
+  vi sums[kPeakRows][kPeakVectors], b[kPeakVectors];
 #pragma GCC unroll 16
   for (int j = 0; j < kPeakVectors; ++j) {
     b[j] = splat_int(0x01020304 * (j + 1));
     MDRT_FORGET(b[j]);
 #pragma GCC unroll 16
-    for (int r = 0; r < kInt8Rows; ++r) sums[r][j] = splat_int(r);
+    for (int r = 0; r < kPeakRows; ++r) sums[r][j] = splat_int(r);
   }
   vi a = splat_int(0x04030201);
   for (int64_t round = 0; round < args->rounds; ++round) {
 #pragma GCC unroll 16
-    for (int r = 0; r < kInt8Rows; ++r) {
+    for (int r = 0; r < kPeakRows; ++r) {
       MDRT_FORGET(a);
 #pragma GCC unroll 16
       for (int j = 0; j < kPeakVectors; ++j) sums[r][j] = dot4(sums[r][j], a, b[j]);
     }
   }
   args->results[task] = one_result(sums);
-  args->macs[task] = args->rounds * kInt8Rows * kPeakVectors * VL * 4;
+  args->macs[task] = args->rounds * kPeakRows * kPeakVectors * VL * 4;
 }
 #endif
 #endif

@@ -43,7 +43,7 @@ void test_gemm(const KernelTable& k, bool at_end) {
     if (coin()) g.depthwise_bias = memory.floats(g.k_channels);
   }
   g.gated = pick(0, 3) == 0;
-  g.panels = pick(1, 6) * (g.gated ? 2 : 1);
+  g.panels = pick(1, 9) * (g.gated ? 2 : 1);
   g.weight_dtype = pick(0, 2) == 0 ? DType::int8 : any_dtype();
   const int64_t weights = g.panels * kPanel * taps * g.k_channels;
   switch (g.weight_dtype) {

@@ -120,7 +120,7 @@ Layer choose_layer(Arguments& memory) {
     g.input_zero_point = q.input_zero_point = zero_point;
   }
   g.gated = !layer.same_bytes && coin();
-  g.panels = pick(1, 5) * (g.gated ? 2 : 1);
+  g.panels = pick(1, 9) * (g.gated ? 2 : 1);
   choose_weights(memory, &g);
   choose_output(memory, &layer);
   return layer;
