@@ -26,6 +26,7 @@ namespace MDRT_ISA_NAME {
 #include "micro/gemm_int8.h"
 #include "kernels/load_tile.h"
 #include "kernels/load_weight.h"
+#include "kernels/channel_sums.h"
 #include "kernels/gemm.h"
 #include "kernels/winograd.h"
 #include "kernels/narrow.h"

@@ -36,6 +36,11 @@ Lowering::Lowering(const PlanRequest& request, const StripRule& strip_rule, Plan
   last_reader_.assign(static_cast<size_t>(graph_.value_count()), -1);
   plan_.weight_readers.assign(graph_.weights.size(), 0);
   norm_buffers_.assign(fused_.size(), -1);
+  is_normalised_.assign(static_cast<size_t>(graph_.value_count()), false);
+  for (const FusedNode& node : fused_) {
+    if (!node.alive || node.op != OpType::group_norm) continue;
+    for (int32_t value : node.inputs) is_normalised_[static_cast<size_t>(value)] = true;
+  }
   for (const Weight& weight : graph_.weights) half_ = half_ || weight.dtype == DType::fp16 || weight.dtype == DType::int8;
 }
 

@@ -32,6 +32,12 @@ class Lowering {
     int32_t scales = -1;        // buffer; -1: the layer has input_scale and input_zero_point
   };
 
+  // What GroupNorm needs of a value (kernels/channel_sums.h): rows of sums, as many for each image.
+  struct ChannelSums {
+    int32_t buffer = -1;
+    int64_t rows = 0;
+  };
+
   // One of the kernels for convolutions and linear layers.
   struct GemmKernel {
     void (*run)(const GemmArgs*, int64_t task, void* scratch);
@@ -73,6 +79,10 @@ class Lowering {
   bool strips_save_memory(const FusedNode& node, bool plain_product, int64_t copy_bytes, int64_t strip_bytes) const;
   void multiply_int8(const FusedNode& node, const GemmArgs& layer, const Strip& strip, const Quantized& q);
   void set_geometry(const FusedNode& node, GemmArgs* g) const;
+  // Whether the layer should make the sums of its output, and that it does: those of the step added last.
+  bool makes_sums(const FusedNode& node) const { return request_.fuse && is_normalised_[static_cast<size_t>(node.output)]; }
+  void make_sums(const FusedNode& node, GemmArgs* g);
+  const ChannelSums& sums_of(int32_t value);
   void lower_depthwise(const FusedNode& node);
   void lower_group_norm(const FusedNode& node);
   void lower_layer_norm(const FusedNode& node);
@@ -95,6 +105,8 @@ class Lowering {
   std::vector<FusedNode> fused_;
   std::vector<bool> wanted_;
   std::vector<int> last_reader_;              // per value: index of the fused node that reads it last
+  std::vector<bool> is_normalised_;           // per value: a group_norm reads it
+  std::map<int32_t, ChannelSums> sums_;       // by value
   std::vector<int32_t> norm_buffers_;         // per fused node: scale and shift of a group_norm
   std::vector<Pointer> pointers_;
   std::map<int32_t, Quantized> quantized_;    // by value: with one scale per pixel, for every layer that reads it

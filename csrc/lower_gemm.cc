@@ -61,7 +61,7 @@ void Lowering::lower_gemm(const FusedNode& node) {
   } else if (kernel.run == kernels_.narrow) {
     choose_narrow_blocks(&g, kernels_.tile);
   } else {
-    choose_blocks(&g, kernels_.tile, node.norm >= 0 || node.image_bias >= 0);
+    choose_blocks(&g, kernels_.tile, node.norm >= 0 || node.image_bias >= 0 || makes_sums(node));
   }
   // A residual is read where it is written. So is the input of a plain product whose tasks hold whole pixels.
   const bool whole_pixels = g.plain_product && g.panel_blocks == 1 && g.num_sources == 1;
@@ -74,6 +74,7 @@ void Lowering::lower_gemm(const FusedNode& node) {
   }
   place_output(node, overwrite);
   use(&g.output, node.output);
+  if (makes_sums(node) && kernel.run != kernels_.narrow) make_sums(node, &g);
   step.tasks = g.batch * g.blocks_y * g.blocks_x * g.panel_blocks;
   step.scratch_bytes = kernel.scratch_bytes(&g);
 }

@@ -168,9 +168,10 @@ void Lowering::multiply_int8(const FusedNode& node, const GemmArgs& layer, const
   if (kernel.run == kernels_.winograd_int8) {
     choose_winograd_int8_blocks(&g);
   } else {
-    choose_int8_blocks(&g, kernels_.tile, node.image_bias >= 0);
+    choose_int8_blocks(&g, kernels_.tile, node.image_bias >= 0 || makes_sums(node));
   }
   use(&g.output, node.output, strip.out_pixel);
+  if (makes_sums(node)) make_sums(node, &g);
   step.tasks = g.batch * g.blocks_y * g.blocks_x * g.panel_blocks;
   step.scratch_bytes = kernel.scratch_bytes(&g);
 }
@@ -207,7 +208,7 @@ void Lowering::lower_gemm_int8(const FusedNode& node) {
   set_geometry(node, &layer);
   for (int32_t value : node.inputs) layer.k_channels += place(value).padded();
   const bool plain_product = is_plain_product(layer);
-  if (plain_product) pixels_as_rows(&layer, node.norm >= 0 || node.image_bias >= 0);
+  if (plain_product) pixels_as_rows(&layer, node.norm >= 0 || node.image_bias >= 0 || makes_sums(node));
   const bool scale_per_pixel = find_weight(plain(node.node), kInputScale) == nullptr;
   const bool shared = scale_per_pixel && node.inputs.size() == 1 && node.norm < 0 && node.depthwise < 0;
   const auto found = shared ? quantized_.find(node.inputs[0]) : quantized_.end();

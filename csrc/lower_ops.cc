@@ -12,6 +12,9 @@ constexpr int64_t kBlockQueries = 256;   // keys are brought into panels once fo
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// See kernels/channel_sums.h.
+int64_t sums_bytes(int64_t rows, int64_t channels) { return checked_mul(rows, checked_mul(3 * channels + kPanel, 4)); }
+
 }  // namespace
 
 void Lowering::lower_depthwise(const FusedNode& node) {
@@ -38,34 +41,55 @@ void Lowering::lower_depthwise(const FusedNode& node) {
   step.macs = macs(node.node);
 }
 
-void Lowering::lower_group_norm(const FusedNode& node) {
-  const Node& op = plain(node.node);
-  const ValuePlace& in = place(node.inputs[0]);
-  auto& sums = add_step<GroupNormStatsArgs>(kernels_.group_norm_sums, "group_norm_sums", node.output);
-  GroupNormStatsArgs& a = sums.data;
-  use_sources(a.sources, &a.num_sources, &a.k_channels, node.inputs);
-  a.batch = in.batch;
+// Those that the value's producer makes, or a step of their own.
+const Lowering::ChannelSums& Lowering::sums_of(int32_t value) {
+  ChannelSums& sums = sums_[value];
+  if (sums.buffer >= 0) return sums;
+  const ValuePlace& in = place(value);
+  auto& step = add_step<GroupNormSumsArgs>(kernels_.group_norm_sums, "group_norm_sums", value);
+  GroupNormSumsArgs& a = step.data;
+  use(&a.input, value);
   a.pixels = in.pixels();
   a.block_pixels = 4 * kBlockPixels;
   a.blocks = divide_up(a.pixels, a.block_pixels);
+  sums.rows = step.tasks = checked_mul(in.batch, a.blocks);
+  sums.buffer = add_buffer(sums_bytes(sums.rows, in.padded()));
+  use(&a.sums, sums.buffer);
+  return sums;
+}
+
+void Lowering::make_sums(const FusedNode& node, GemmArgs* g) {
+  ChannelSums& sums = sums_[node.output];
+  if (sums.buffer < 0) sums.buffer = add_buffer(0);
+  const int64_t channels = place(node.output).padded();
+  use(&g->output_sums, sums.buffer, sums_bytes(sums.rows, channels));
+  sums.rows += g->batch * g->blocks_y * g->blocks_x;
+  plan_.buffers[static_cast<size_t>(sums.buffer)].size_bytes = ValuePlace::round_up(sums_bytes(sums.rows, channels), 64);
+}
+
+void Lowering::lower_group_norm(const FusedNode& node) {
+  const Node& op = plain(node.node);
+  const ValuePlace& in = place(node.inputs[0]);
+  for (int32_t value : node.inputs) sums_of(value);
+  auto& finish = add_step<GroupNormFinishArgs>(kernels_.group_norm_finish, "group_norm_finish", node.output);
+  GroupNormFinishArgs& a = finish.data;
+  for (int32_t value : node.inputs) {
+    const ChannelSums& sums = sums_of(value);
+    GroupNormFinishArgs::Source& source = a.sources[a.num_sources++];
+    source.blocks = sums.rows / in.batch;
+    source.channels = place(value).padded();
+    a.k_channels += source.channels;
+    use(&source.sums, sums.buffer);
+  }
   a.channels = attribute_int(op, "num_channels");
   a.groups = attribute_int(op, "num_groups");
   a.eps = attribute_real(op, "eps");
   a.weight = weight<float>(op, 1);
   a.bias = weight<float>(op, 2);
-  const int64_t floats = checked_mul(2 * a.batch, a.k_channels);
-  const int32_t sums_buffer = add_buffer(checked_mul(floats, a.blocks * 4));
-  const int32_t norm_buffer = add_buffer(checked_mul(floats, 4));
+  const int32_t norm_buffer = add_buffer(checked_mul(checked_mul(2 * in.batch, a.k_channels), 4));
   norm_buffers_[static_cast<size_t>(current_)] = norm_buffer;
-  use(&a.sums, sums_buffer);
-  sums.tasks = a.batch * a.blocks;
-
-  auto& finish = add_step<GroupNormStatsArgs>(kernels_.group_norm_finish, "group_norm_finish", node.output);
-  finish.data = a;
-  use_sources(finish.data.sources, &finish.data.num_sources, &finish.data.k_channels, node.inputs);
-  use(&finish.data.sums, sums_buffer);
-  use(&finish.data.norm, norm_buffer);
-  finish.tasks = a.batch * a.groups;
+  use(&a.norm, norm_buffer);
+  finish.tasks = in.batch * a.groups;
   if (node.stats_only) return;
 
   auto& apply = add_step<NormApplyArgs>(kernels_.norm_apply, "norm_apply", node.output);
@@ -74,8 +98,8 @@ void Lowering::lower_group_norm(const FusedNode& node) {
   use_sources(n.sources, &n.num_sources, &k_channels, node.inputs);
   use(&n.output, node.output);
   use(&n.norm, norm_buffer);
-  n.batch = a.batch;
-  n.pixels = a.pixels;
+  n.batch = in.batch;
+  n.pixels = in.pixels();
   n.block_pixels = kBlockPixels;
   n.blocks = divide_up(n.pixels, n.block_pixels);
   n.activation = node.activation;

@@ -196,3 +196,27 @@ def test_size_one_everywhere():
     arrays = {"w": np.arange(9, dtype=np.float32).reshape(1, 1, 3, 3), "b": np.ones(1, np.float32)}
     # The kernel's middle and its right and lower neighbours meet the four pixels.
     assert Interpreter(graph, arrays).run(feeds)["y"].item() == 2 * (4 + 5 + 7 + 8) + 1
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize("isa", ISAS)
+def test_small_deviations_from_a_large_mean(isa, kernel):
+    """Whoever sums a map for a group_norm, square sums of its values themselves would say nothing about 0.05 beside 300."""
+    channels, generator = 24, np.random.default_rng(kernel)
+    graph = Graph()
+    x = graph.input("x", ["batch", "height", "width", channels])
+    sizes = {"kernel_size": [kernel] * 2, "stride": [1, 1], "pads": [kernel // 2] * 4}
+    x = graph.add("conv2d", [x, "w", "b"], name="conv", in_channels=channels, out_channels=channels, **sizes)
+    x = graph.add("group_norm", [x, "gain", "shift"], name="norm", num_channels=channels, num_groups=3, eps=1e-5)
+    graph.output(x, "y")
+    weights = {
+        "w": generator.standard_normal((channels, channels, kernel, kernel), dtype=np.float32) * 0.01,
+        "b": 300 + 0.05 * generator.standard_normal(channels, dtype=np.float32),
+        "gain": np.ones(channels, np.float32),
+        "shift": np.zeros(channels, np.float32),
+    }
+    feeds = {"x": generator.standard_normal((2, 23, 37, channels), dtype=np.float32)}
+    expected = Interpreter(graph, weights, "reference").run(feeds)["y"]
+    for fuse in (True, False):
+        result = Interpreter(graph, weights, threads=2, isa=isa, fuse=fuse).run(feeds)["y"]
+        assert relative_rmse(result, expected) < 2e-3  # what float32 keeps of the deviations, four times

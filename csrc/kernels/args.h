@@ -50,6 +50,7 @@ struct GemmArgs {
   Activation activation;    // after bias, before the residual; with `gated`: of the gate
   bool gated;               // output = first half of the columns * activation(second half)
   ActivationView output;
+  float* output_sums;           // (blocks of pixels, see kernels/channel_sums.h) of the output, written too; or null
   // Blocking, the same for any thread count.
   bool plain_product;           // no output pixel reads more than its own input pixel
   int64_t block_h, block_w;     // output pixels of a task
@@ -78,16 +79,26 @@ struct DepthwiseArgs {
   const float* bias;        // or null
 };
 
-// Per-channel sums over blocks of pixels, then scale and shift per channel.
-struct GroupNormStatsArgs {
-  ActivationView sources[2];
+// Sums over blocks of pixels (kernels/channel_sums.h), of a map whose producer did not make them.
+struct GroupNormSumsArgs {
+  ActivationView input;
+  int64_t pixels, block_pixels, blocks;   // per image
+  float* sums;              // (batch * blocks rows)
+};
+
+// Scale and shift per channel.
+struct GroupNormFinishArgs {
+  struct Source {
+    const float* sums;      // (batch * blocks rows)
+    int64_t blocks;         // per image
+    int64_t channels;       // padded
+  };
+  Source sources[2];
   int num_sources;
-  int64_t batch, pixels, block_pixels, blocks;
   int64_t k_channels;       // padded, of all sources
   int64_t channels, groups; // logical
   double eps;
   const float *weight, *bias;
-  float* sums;              // (batch, blocks, 2, k_channels)
   float* norm;              // (batch, 2, k_channels)
 };
 

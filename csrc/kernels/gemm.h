@@ -176,6 +176,14 @@ inline void gemm_epilogue(const GemmArgs& g, const GemmTask& t, const float* c, 
   }
 }
 
+// A task's share of what the output's readers need to normalise it.
+inline void sum_output(const GemmArgs& g, const GemmTask& t, int64_t task) {
+  if (!g.output_sums) return;
+  const PixelBlock block = {(t.image * g.out_h + t.y0) * g.out_w + t.x0, t.h, t.w, g.out_w};
+  float* row = g.output_sums + task / g.panel_blocks * sums_row(g.output.channels);
+  sum_block(g.output, block, t.panel0 * kPanel, (t.panel0 + t.panels) * kPanel, row);
+}
+
 }  // namespace
 
 static int64_t gemm_scratch_bytes(const GemmArgs* args) {
@@ -213,4 +221,5 @@ static void gemm(const GemmArgs* args, int64_t task, void* scratch) {
     }
   }
   gemm_epilogue(g, t, c, s.c_stride);
+  sum_output(g, t, task);
 }

@@ -256,4 +256,5 @@ static void gemm_int8(const GemmArgs* args, int64_t task, void* scratch) {
     }
   }
   int8_tile_end();
+  sum_output(g, t, task);
 }

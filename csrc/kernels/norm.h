@@ -1,99 +1,65 @@
 // GroupNorm in two steps (sums over fixed blocks of pixels, then scale and shift per channel) and LayerNorm.
 //
-// Sums are shifted by the image's first pixel, so that a large mean does not drown a small variance, and are added in
-// block order in float64: the bits do not depend on the number of threads.
+// Sums of blocks are added in their order in float64: the bits do not depend on the number of threads.
 
-namespace {
-
-// Sums of kVectors vectors of channels over pixels [first, end), each channel in the order of pixels. Several vectors at a time, since
-// each addition waits for the one before.
-template <int kVectors>
-void sum_channels(const ActivationView& x, const char* origin, int64_t first, int64_t end, int64_t c, float* sums, float* squares) {
-  vf shift[kVectors], total[kVectors], square[kVectors];
-#pragma GCC unroll 4
-  for (int v = 0; v < kVectors; ++v) {
-    shift[v] = load_as(origin, c + v * VL, x.dtype);
-    total[v] = square[v] = vf{};
-  }
-  for (int64_t i = first; i < end; ++i) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      const vf d = load_as(origin, i * x.stride + c + v * VL, x.dtype) - shift[v];
-      total[v] += d;
-      square[v] += d * d;
-    }
-  }
-#pragma GCC unroll 4
-  for (int v = 0; v < kVectors; ++v) {
-    store(sums + c + v * VL, total[v]);
-    store(squares + c + v * VL, square[v]);
-  }
-}
-
-}  // namespace
-
-static void group_norm_sums(const GroupNormStatsArgs* args, int64_t task, void*) {
-  constexpr int kTogether = 4;
-  const GroupNormStatsArgs& a = *args;
-  const int64_t image = task / a.blocks, block = task % a.blocks;
-  const int64_t first = block * a.block_pixels;
-  const int64_t end = first + a.block_pixels < a.pixels ? first + a.block_pixels : a.pixels;
-  float* sums = a.sums + task * 2 * a.k_channels;
-  float* squares = sums + a.k_channels;
-  for (int s = 0; s < a.num_sources; ++s) {
-    const ActivationView& x = a.sources[s];
-    const char* origin = element(x.data, image * a.pixels * x.stride, x.dtype);
-    int64_t c = 0;
-    for (; c + kTogether * VL <= x.channels; c += kTogether * VL) sum_channels<kTogether>(x, origin, first, end, c, sums, squares);
-    for (; c < x.channels; c += VL) sum_channels<1>(x, origin, first, end, c, sums, squares);
-    sums += x.channels;
-    squares += x.channels;
-  }
+// One task per image and block.
+static void group_norm_sums(const GroupNormSumsArgs* args, int64_t task, void*) {
+  const GroupNormSumsArgs& a = *args;
+  const int64_t first = task % a.blocks * a.block_pixels;
+  const int64_t count = a.pixels - first < a.block_pixels ? a.pixels - first : a.block_pixels;
+  const PixelBlock block = {task / a.blocks * a.pixels + first, 1, count, count};
+  sum_block(a.input, block, 0, a.input.channels, a.sums + task * sums_row(a.input.channels));
 }
 
 namespace {
 
-inline float first_pixel(const GroupNormStatsArgs& a, int64_t image, int64_t channel) {
-  int s = 0;
-  while (channel >= a.sources[s].channels) channel -= a.sources[s++].channels;
-  const ActivationView& x = a.sources[s];
-  const int64_t index = image * a.pixels * x.stride + channel;
-  if (x.dtype == DType::fp32) return static_cast<const float*>(x.data)[index];
-  uint16_t halves[VL] = {static_cast<const uint16_t*>(x.data)[index]};
-  return load_half(halves)[0];
+// Sums of one channel of an image over its blocks.
+struct ChannelMoments {
+  double pixels, sum, squares;      // squares: of the differences from `mean`
+};
+
+inline ChannelMoments channel_moments(const GroupNormFinishArgs::Source& source, int64_t image, int64_t channel, double mean) {
+  const int64_t row_size = sums_row(source.channels);
+  const float* row = source.sums + image * source.blocks * row_size;
+  ChannelMoments m = {};
+  for (int64_t b = 0; b < source.blocks; ++b, row += row_size) {
+    const double pixels = static_cast<double>(row[3 * source.channels]), origin = static_cast<double>(row[channel]);
+    const double sum = static_cast<double>(row[source.channels + channel]), square = static_cast<double>(row[2 * source.channels + channel]);
+    const double d = origin - mean;
+    m.pixels += pixels;
+    m.sum += pixels * origin + sum;
+    m.squares += square + 2 * d * sum + pixels * d * d;
+  }
+  return m;
+}
+
+// Of channels [first, end) of all sources together.
+inline ChannelMoments group_moments(const GroupNormFinishArgs& a, int64_t image, int64_t first, int64_t end, double mean) {
+  ChannelMoments group = {};
+  for (int64_t c = first; c < end; ++c) {
+    int s = 0;
+    int64_t channel = c;
+    while (channel >= a.sources[s].channels) channel -= a.sources[s++].channels;
+    const ChannelMoments m = channel_moments(a.sources[s], image, channel, mean);
+    group.pixels += m.pixels;
+    group.sum += m.sum;
+    group.squares += m.squares;
+  }
+  return group;
 }
 
 }  // namespace
 
-// One task per image and group.
-static void group_norm_finish(const GroupNormStatsArgs* args, int64_t task, void*) {
-  const GroupNormStatsArgs& a = *args;
+// One task per image and group: the mean first, then the squares about it.
+static void group_norm_finish(const GroupNormFinishArgs* args, int64_t task, void*) {
+  const GroupNormFinishArgs& a = *args;
   const int64_t image = task / a.groups, group = task % a.groups;
   const int64_t size = a.channels / a.groups, first = group * size;
-  const double count = static_cast<double>(a.pixels);
   float* scale = a.norm + image * 2 * a.k_channels;
   float* shift = scale + a.k_channels;
-  const float* blocks = a.sums + image * a.blocks * 2 * a.k_channels;
-  double mean = 0, squares = 0;
-  // Two passes over the channels: the mean first, then the squares about it.
-  for (int pass = 0; pass < 2; ++pass) {
-    for (int64_t c = first; c < first + size; ++c) {
-      double sum = 0, square = 0;
-      for (int64_t b = 0; b < a.blocks; ++b) {
-        sum += static_cast<double>(blocks[b * 2 * a.k_channels + c]);
-        square += static_cast<double>(blocks[(b * 2 + 1) * a.k_channels + c]);
-      }
-      const double origin = static_cast<double>(first_pixel(a, image, c));
-      if (pass == 0) {
-        mean += origin + sum / count;
-      } else {
-        const double d = origin - mean;
-        squares += square + 2 * d * sum + count * d * d;
-      }
-    }
-    if (pass == 0) mean /= static_cast<double>(size);
-  }
-  const double variance = squares / (count * static_cast<double>(size));
+  const ChannelMoments sums = group_moments(a, image, first, first + size, 0);
+  const double mean = sums.sum / sums.pixels;
+  const double variance = group_moments(a, image, first, first + size, mean).squares / sums.pixels;
   const double inverse = 1.0 / __builtin_sqrt((variance > 0 ? variance : 0) + a.eps);
   for (int64_t c = first; c < first + size; ++c) {
     const double weight = static_cast<double>(a.weight[c]) * inverse;

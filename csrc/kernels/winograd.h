@@ -226,4 +226,5 @@ static void winograd(const GemmArgs* args, int64_t task, void* scratch) {
     }
   }
   transform_outputs(g, t, tiles, sums, s);
+  sum_output(g, t, task);
 }

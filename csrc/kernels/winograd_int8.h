@@ -276,4 +276,5 @@ static void winograd_int8(const GemmArgs* args, int64_t task, void* scratch) {
     const Int8PointSums from = {sums + p * s.sum_panel, row_sums, column_sums + p * kIntPoints * kPanel};
     finish_int8_panel(block, tiles, t.panel0 + p, from, s, results);
   }
+  sum_output(g, t, task);
 }

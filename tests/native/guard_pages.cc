@@ -60,15 +60,19 @@ void test_gemm(const KernelTable& k, bool at_end) {
   g.activation = g.gated || coin() ? Activation::gelu : Activation::none;
   g.output = memory.view(pixels, out_channels, any_dtype());
   if (coin()) g.residual = memory.view(pixels, out_channels, any_dtype());
-  choose_blocks(&g, k.tile, g.norm || g.image_bias);
+  const bool is_normalised = coin();
+  choose_blocks(&g, k.tile, g.norm || g.image_bias || is_normalised);
+  if (is_normalised) g.output_sums = memory.output_sums(g);
   run(k.gemm, g, g.batch * g.blocks_y * g.blocks_x * g.panel_blocks, k.gemm_scratch_bytes(&g), at_end);
   g.columns = pick(1, 3) == 1 ? out_channels : pick(1, 4);
   if (narrow_pays(g, k.tile)) {
+    g.output_sums = nullptr;
     choose_narrow_blocks(&g, k.tile);
     run(k.narrow, g, g.batch * g.blocks_y * g.blocks_x * g.panel_blocks, k.narrow_scratch_bytes(&g), at_end);
   }
   if (g.gated || !can_use_winograd(g)) return;
   choose_winograd_blocks(&g, k.tile);
+  if (is_normalised) g.output_sums = memory.output_sums(g);
   run(k.winograd, g, g.batch * g.blocks_y * g.blocks_x * g.panel_blocks, k.winograd_scratch_bytes(&g), at_end);
 }
 
@@ -94,37 +98,37 @@ void test_attention(const KernelTable& k, bool at_end) {
 
 void test_norms(const KernelTable& k, bool at_end) {
   Arguments memory(at_end);
-  GroupNormStatsArgs s = {};
-  s.batch = pick(1, 2);
-  s.pixels = pick(1, 300);
+  GroupNormFinishArgs s = {};
+  const int64_t batch = pick(1, 2), pixels = pick(1, 300);
   s.num_sources = coin() ? 2 : 1;
   s.groups = pick(1, 4);
   const int64_t first = s.num_sources == 2 ? kPanel * s.groups : 0, last = s.groups * pick(1, 20);
   s.channels = first + last;
   s.k_channels = first + padded(last);
+  NormApplyArgs n = {};
+  n.num_sources = s.num_sources;
+  n.batch = batch;
+  n.pixels = pixels;
+  n.block_pixels = 64;
+  n.blocks = (pixels + 63) / 64;
   for (int i = 0; i < s.num_sources; ++i) {
-    s.sources[i] = memory.view(s.batch * s.pixels, i + 1 < s.num_sources ? first : last, any_dtype());
+    GroupNormSumsArgs a = {};
+    a.input = n.sources[i] = memory.view(batch * pixels, i + 1 < s.num_sources ? first : last, any_dtype());
+    a.pixels = pixels;
+    a.block_pixels = n.block_pixels;
+    a.blocks = n.blocks;
+    a.sums = memory.floats(batch * a.blocks * (3 * a.input.channels + kPanel));
+    run(k.group_norm_sums, a, batch * a.blocks, 0, at_end);
+    s.sources[i] = {a.sums, a.blocks, a.input.channels};
   }
-  s.block_pixels = 64;
-  s.blocks = (s.pixels + 63) / 64;
   s.eps = 1e-5;
   s.weight = memory.floats(s.k_channels);
   s.bias = memory.floats(s.k_channels);
-  s.sums = memory.floats(s.batch * s.blocks * 2 * s.k_channels);
-  s.norm = memory.floats(s.batch * 2 * s.k_channels);
-  run(k.group_norm_sums, s, s.batch * s.blocks, 0, at_end);
-  run(k.group_norm_finish, s, s.batch * s.groups, 0, at_end);
-  NormApplyArgs n = {};
-  n.num_sources = s.num_sources;
-  n.sources[0] = s.sources[0];
-  n.sources[1] = s.sources[1];
-  n.batch = s.batch;
-  n.pixels = s.pixels;
-  n.block_pixels = 64;
-  n.blocks = s.blocks;
+  s.norm = memory.floats(batch * 2 * s.k_channels);
+  run(k.group_norm_finish, s, batch * s.groups, 0, at_end);
   n.norm = s.norm;
   n.activation = Activation::silu;
-  n.output = memory.view(s.batch * s.pixels, s.channels, any_dtype());
+  n.output = memory.view(batch * pixels, s.channels, any_dtype());
   run(k.norm_apply, n, n.batch * n.blocks, 0, at_end);
   LayerNormArgs l = {};
   l.pixels = pick(1, 40);

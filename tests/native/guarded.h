@@ -49,6 +49,11 @@ class Arguments {
  public:
   explicit Arguments(bool at_end) : at_end_(at_end) {}
 
+  // For the sums of the output of a layer whose blocks are chosen.
+  float* output_sums(const GemmArgs& g) {
+    return reinterpret_cast<float*>(bytes(g.batch * g.blocks_y * g.blocks_x * (3 * g.output.channels + kPanel) * 4));
+  }
+
   float* floats(int64_t count) {
     float* p = reinterpret_cast<float*>(bytes(count * 4));
     for (int64_t i = 0; i < count; ++i) p[i] = static_cast<float>(pick(-100, 100)) * 0.01f;

@@ -129,18 +129,19 @@ Layer choose_layer(Arguments& memory) {
 uint32_t checksum_of(const Layer& layer) { return crc32c(0, layer.gemm.output.data, static_cast<size_t>(layer.output_bytes)); }
 
 // Whether Winograd's algorithm, where it can do the layer, gives the bytes that are in the output already.
-bool winograd_agrees(const KernelTable& k, Layer layer, bool at_end) {
+bool winograd_agrees(const KernelTable& k, Layer layer, Arguments& memory, bool at_end) {
   GemmArgs& g = layer.gemm;
   if (g.pixel_scale || !can_use_winograd_int8(g)) return true;
   const uint32_t expected = checksum_of(layer);
   choose_winograd_int8_blocks(&g);
+  g.output_sums = memory.output_sums(g);
   run(k.winograd_int8, g, g.batch * g.blocks_y * g.blocks_x * g.panel_blocks, k.winograd_int8_scratch_bytes(&g), at_end);
   ++winograd_layers;
   return checksum_of(layer) == expected;
 }
 
 // Runs the layer and returns the checksum of its output.
-uint32_t run_layer(const KernelTable& k, Layer layer, bool at_end) {
+uint32_t run_layer(const KernelTable& k, Layer layer, Arguments& memory, bool at_end) {
   QuantizeArgs& q = layer.quantize;
   int64_t tasks = (q.pixels + q.block_pixels - 1) / q.block_pixels;
   if (q.layer.depthwise) {
@@ -150,7 +151,8 @@ uint32_t run_layer(const KernelTable& k, Layer layer, bool at_end) {
   }
   run(k.quantize, q, tasks, k.quantize_scratch_bytes(&q), at_end);
   GemmArgs& g = layer.gemm;
-  choose_int8_blocks(&g, k.tile, g.image_bias != nullptr);
+  choose_int8_blocks(&g, k.tile, true);
+  g.output_sums = memory.output_sums(g);
   run(k.gemm_int8, g, g.batch * g.blocks_y * g.blocks_x * g.panel_blocks, k.gemm_int8_scratch_bytes(&g), at_end);
   return checksum_of(layer);
 }
@@ -168,14 +170,14 @@ int main(int argc, char** argv) {
     const bool at_end = i % 2 == 0;
     Arguments memory(at_end);
     const Layer layer = choose_layer(memory);
-    const uint32_t expected = run_layer(*compiled_isas().front().kernels, layer, at_end);
+    const uint32_t expected = run_layer(*compiled_isas().front().kernels, layer, memory, at_end);
     for (const Isa& isa : compiled_isas()) {
       if (!is_usable(isa)) continue;
-      if (run_layer(*isa.kernels, layer, at_end) != expected && layer.same_bytes) {
+      if (run_layer(*isa.kernels, layer, memory, at_end) != expected && layer.same_bytes) {
         printf("int8_bytes: layer %lld: %s differs from %s\n", static_cast<long long>(i), isa.name, compiled_isas().front().name);
         ++wrong;
       }
-      if (!winograd_agrees(*isa.kernels, layer, at_end)) {
+      if (!winograd_agrees(*isa.kernels, layer, memory, at_end)) {
         printf("int8_bytes: layer %lld: on %s Winograd's algorithm differs\n", static_cast<long long>(i), isa.name);
         ++wrong;
       }
