@@ -201,7 +201,7 @@ def test_size_one_everywhere():
 @pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("isa", ISAS)
 def test_small_deviations_from_a_large_mean(isa, kernel):
-    """Whoever sums a map for a group_norm, square sums of its values themselves would say nothing about 0.05 beside 300."""
+    """Sums of the squares of the values themselves would say nothing about 0.05 beside 300."""
     channels, generator = 24, np.random.default_rng(kernel)
     graph = Graph()
     x = graph.input("x", ["batch", "height", "width", channels])
