@@ -12,8 +12,7 @@ constexpr int64_t kBlockQueries = 256;   // keys are brought into panels once fo
 
 int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// See kernels/channel_sums.h.
-int64_t sums_bytes(int64_t rows, int64_t channels) { return checked_mul(rows, checked_mul(3 * channels + kPanel, 4)); }
+int64_t sums_bytes(int64_t rows, int64_t channels) { return checked_mul(rows, checked_mul(sums_row(channels), 4)); }
 
 }  // namespace
 

@@ -16,6 +16,9 @@ struct ActivationView {
   int64_t stride;       // elements between pixels
 };
 
+// Floats of a row of sums (kernels/channel_sums.h): (3, channels), then how many pixels they are of, in kPanel floats.
+static inline int64_t sums_row(int64_t channels) { return 3 * channels + kPanel; }
+
 // Convolution or linear as implicit GEMM; see kernels/gemm.h.
 struct GemmArgs {
   // Input: `batch` images of in_h * in_w pixels, seen as resized (nearest) to view_h * view_w; channels of up to two sources

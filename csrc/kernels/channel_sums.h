@@ -1,11 +1,7 @@
 // What GroupNorm needs of a map, per block of pixels and channel: the block's first value, and sums of the differences from it and
 // of their squares, so that a large mean does not drown a small variance. Whoever writes a block sums it while it is near.
-//
-// A row of sums: (3, channels) floats, then how many pixels they are of, in kPanel floats.
 
 namespace {
-
-inline int64_t sums_row(int64_t channels) { return 3 * channels + kPanel; }
 
 // `h` rows of `w` pixels that begin at pixel `first`, `pitch` pixels apart.
 struct PixelBlock {

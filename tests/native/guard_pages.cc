@@ -117,7 +117,7 @@ void test_norms(const KernelTable& k, bool at_end) {
     a.pixels = pixels;
     a.block_pixels = n.block_pixels;
     a.blocks = n.blocks;
-    a.sums = memory.floats(batch * a.blocks * (3 * a.input.channels + kPanel));
+    a.sums = memory.floats(batch * a.blocks * sums_row(a.input.channels));
     run(k.group_norm_sums, a, batch * a.blocks, 0, at_end);
     s.sources[i] = {a.sums, a.blocks, a.input.channels};
   }

@@ -51,7 +51,7 @@ class Arguments {
 
   // For the sums of the output of a layer whose blocks are chosen.
   float* output_sums(const GemmArgs& g) {
-    return reinterpret_cast<float*>(bytes(g.batch * g.blocks_y * g.blocks_x * (3 * g.output.channels + kPanel) * 4));
+    return reinterpret_cast<float*>(bytes(g.batch * g.blocks_y * g.blocks_x * sums_row(g.output.channels) * 4));
   }
 
   float* floats(int64_t count) {
