@@ -224,6 +224,19 @@ def test_reference_bound_is_tight_enough():
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("op", ["silu", "gelu", "quick_gelu"])
+def test_activations_of_any_magnitude(op, isa):
+    """No exponential runs over, and none is of an argument that lost its fraction."""
+    positive = np.geomspace(1e-38, 1e31, 1200, dtype=np.float32)
+    x = np.concatenate([-positive, [0], positive]).reshape(1, 1, -1)
+    graph, feeds, weights = one_node(op, Case((x.shape,)), [x])
+    result = Interpreter(graph, weights, isa=isa).run(feeds)["y"]
+    with np.errstate(over="ignore"):
+        expected = REFERENCES[op]([x], {})
+    np.testing.assert_allclose(result, expected, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("input_range", [None, (-2.5, 3.0)])
 @pytest.mark.parametrize("broken", [np.nan, np.inf, -np.inf])
 def test_int8_does_not_hide_what_is_not_finite(isa, input_range, broken):

@@ -115,15 +115,15 @@ inline Int8Lanes read_lanes(const Int8Columns& columns, int64_t j) {
   return {load_int(columns.correction + j), load(columns.factor + j), load(columns.bias + j)};
 }
 
-inline vf dequantize(const Int8Lanes& lanes, const int32_t* sums, vf scale) {
-  const vf sum = __builtin_convertvector(load_int(sums) - lanes.correction, vf);
-  return rounded(sum * rounded(scale * lanes.factor)) + lanes.bias;
+inline vf dequantize(vf factor, const Int8Lanes& lanes, const int32_t* sums) {
+  return rounded(__builtin_convertvector(load_int(sums) - lanes.correction, vf) * factor) + lanes.bias;
 }
 
 // What does not change from row to row is read once; stores could change it for all that the compiler knows.
 template <bool kGated, bool kResidual, DType kDType>
-void store_sums(const Int8Block& block, const Int8Sums& sums, const Int8Columns& value, const Int8Columns& gate) {
+void store_sums(const Int8Block& block, const Int8Sums& from, const Int8Columns& value, const Int8Columns& gate) {
   const GemmArgs& g = block.g;
+  const Int8Sums sums = from;
   const Activation activation = g.activation;
   const ActivationView output = g.output, residual = g.residual;
   const float* const pixel_scale = g.pixel_scale;
@@ -131,12 +131,17 @@ void store_sums(const Int8Block& block, const Int8Sums& sums, const Int8Columns&
   for (int64_t j = 0; j < sums.columns; j += VL) {
     const Int8Lanes value_lanes = read_lanes(value, j), gate_lanes = kGated ? read_lanes(gate, j) : value_lanes;
     const vf added = image_bias ? load(image_bias + j) : vf{};
+    vf value_factor = value_lanes.factor, gate_factor = gate_lanes.factor;
     for (int64_t r = 0; r < sums.rows; ++r) {
       const int64_t pixel = sums.pixels[r];
-      const vf scale = splat(pixel_scale ? pixel_scale[pixel] : 1.0f);
-      vf x = dequantize(value_lanes, sums.c + r * kInt8Columns + j, scale);
+      if (pixel_scale) {
+        const vf scale = splat(pixel_scale[pixel]);
+        value_factor = rounded(scale * value_lanes.factor);
+        gate_factor = rounded(scale * gate_lanes.factor);
+      }
+      vf x = dequantize(value_factor, value_lanes, sums.c + r * kInt8Columns + j);
       if (kGated) {
-        x *= activate(dequantize(gate_lanes, sums.gate + r * kInt8Columns + j, scale), activation);
+        x *= activate(dequantize(gate_factor, gate_lanes, sums.gate + r * kInt8Columns + j), activation);
       } else {
         if (image_bias) x += added;
         if (activation != Activation::none) x = activate(x, activation);

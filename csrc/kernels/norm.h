@@ -90,41 +90,51 @@ static void norm_apply(const NormApplyArgs* args, int64_t task, void*) {
   }
 }
 
+namespace {
+
+// Sum over `size` channels of x - mean, or of its square; four sums at a time, since each addition waits for the one before.
+template <bool kSquares>
+float sum_differences(const float* x, int64_t size, float mean) {
+  constexpr int kTogether = 4;
+  const auto term = [=](int64_t c) {
+    const vf d = load(x + c) - mean;
+    return kSquares ? d * d : d;
+  };
+  vf totals[kTogether] = {};
+  int64_t c = 0;
+  for (; c + kTogether * VL <= size; c += kTogether * VL) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kTogether; ++v) totals[v] += term(c + v * VL);
+  }
+  for (; c < size; c += VL) totals[0] += lane_below(size - c) ? term(c) : vf{};     // channel padding does not count
+  return sum((totals[0] + totals[1]) + (totals[2] + totals[3]));
+}
+
+}  // namespace
+
 static int64_t layer_norm_scratch_bytes(const LayerNormArgs* args) {
-  return args->output.dtype == DType::int8 ? args->output.channels * static_cast<int64_t>(sizeof(float)) : 0;
+  return args->input.channels * static_cast<int64_t>(sizeof(float));
 }
 
 static void layer_norm(const LayerNormArgs* args, int64_t task, void* scratch) {
   const LayerNormArgs& a = *args;
-  const bool quantized = a.output.dtype == DType::int8;
+  const int64_t channels = a.input.channels;
   float* row = static_cast<float*>(scratch);
   const int64_t first = task * a.block_pixels;
   const int64_t end = first + a.block_pixels < a.pixels ? first + a.block_pixels : a.pixels;
   const float inverse_size = 1.0f / static_cast<float>(a.size);
-  vf differences = {};
+  const LoadPixels load_row = choose_load(a.input.dtype, false, Activation::none);
   for (int64_t i = first; i < end; ++i) {
-    const char* x = element(a.input.data, i * a.input.stride, a.input.dtype);
-    vf total = {};
-    for (int64_t c = 0; c < a.input.channels; c += VL) total += load_as(x, c, a.input.dtype);
-    const float mean = sum(total) * inverse_size;
-    vf square = {};
-    for (int64_t c = 0; c < a.input.channels; c += VL) {
-      const vf d = load_as(x, c, a.input.dtype) - mean;
-      square += lane_below(a.size - c) ? d * d : vf{};     // channel padding does not count
-    }
-    const float inverse = 1.0f / __builtin_sqrtf(sum(square) * inverse_size + a.eps);
-    for (int64_t c = 0; c < a.input.channels; c += VL) {
-      const vf y = (load_as(x, c, a.input.dtype) - mean) * inverse * load(a.weight + c) + load(a.bias + c);
-      if (quantized) {
-        store(row + c, y);
-      } else {
-        store_as(a.output.data, i * a.output.stride + c, a.output.dtype, y);
-      }
-    }
-    if (quantized) {
+    load_row(row, channels, element(a.input.data, i * a.input.stride, a.input.dtype), a.input.stride, 1, channels, nullptr, nullptr);
+    const float mean = sum_differences<false>(row, a.size, 0.0f) * inverse_size;
+    const float variance = sum_differences<true>(row, a.size, mean) * inverse_size;
+    const float inverse = 1.0f / __builtin_sqrtf(variance + a.eps);
+    for (int64_t c = 0; c < channels; c += VL) store(row + c, (load(row + c) - mean) * inverse * load(a.weight + c) + load(a.bias + c));
+    if (a.output.dtype == DType::int8) {
       int8_t* out = static_cast<int8_t*>(a.output.data) + i * a.output.stride;
-      a.pixel_scale[i] = quantize_pixel(row, a.output.channels, out, &differences);
+      a.pixel_scale[i] = quantize_pixel(row, a.output.channels, out, a.not_finite);
+    } else {
+      for (int64_t c = 0; c < channels; c += VL) store_as(a.output.data, i * a.output.stride + c, a.output.dtype, load(row + c));
     }
   }
-  if (quantized) note_not_finite(differences, a.not_finite);
 }

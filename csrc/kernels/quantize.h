@@ -8,10 +8,20 @@ namespace {
 typedef int8_t vb __attribute__((vector_size(VL)));
 typedef int8_t vb_unaligned __attribute__((vector_size(VL), aligned(1), may_alias));
 
-inline vf absolute(vf x) { return bits_to_float(float_to_bits(x) & 0x7fffffff); }
+// Magnitudes as their bits: integers in the same order, above which NaN and infinity stand.
+inline vi magnitude_bits(vf x) { return float_to_bits(x) & 0x7fffffff; }
+inline vi larger(vi a, vi b) { return a > b ? a : b; }
 
-// Nearest integers, ties to even, of values below 2^22 in magnitude: the sum's unit of the last place is 1.
-inline vi round_to_int(vf x) { return float_to_bits(x + 12582912.0f) - 0x4b400000; }
+inline int32_t largest_lane(vi x) {
+  int32_t lanes[VL], largest = 0;         // an index into x itself would keep x in memory, in its caller's loop too
+  store_int(lanes, x);
+  for (int32_t lane : lanes) largest = largest > lane ? largest : lane;
+  return largest;
+}
+
+// Nearest integers, ties to even, of values below 2^22 in magnitude, plus kRoundBits: the sum's unit of the last place is 1.
+constexpr int32_t kRoundBits = 0x4b400000;
+inline vi round_bits(vf x) { return float_to_bits(x + 12582912.0f); }
 
 // The low bytes of integers that a byte of the layer's kind holds.
 inline void store_int8(int8_t* out, vi q) {
@@ -30,9 +40,9 @@ inline void store_int8(int8_t* out, vi q) {
 #endif
 }
 
-// Bytes cannot hold NaN or infinity; what is not finite raises a flag instead. The difference of a finite number with itself is 0.
-inline void note_not_finite(vf differences, int32_t* not_finite) {
-  if (sum(differences) != 0) __atomic_store_n(not_finite, 1, __ATOMIC_RELAXED);
+// Bytes cannot hold NaN or infinity; what is not finite raises a flag instead.
+inline void note_not_finite(int32_t largest_bits, int32_t* not_finite) {
+  if (largest_bits >= 0x7f800000) __atomic_store_n(not_finite, 1, __ATOMIC_RELAXED);
 }
 
 inline void clear_bytes(int8_t* row, int64_t channels) {
@@ -41,60 +51,64 @@ inline void clear_bytes(int8_t* row, int64_t channels) {
 }
 
 // One pixel, one scale: out = round(x / s) with s = max|x| / 127, or 1 if that is zero or subnormal. Returns s.
-inline float quantize_pixel(const float* x, int64_t channels, int8_t* out, vf* differences) {
-  vf top = {}, sum = *differences;
-  for (int64_t c = 0; c < channels; c += VL) {
-    const vf value = load(x + c);
-    top = max(top, absolute(value));
-    sum += value - value;
-  }
-  *differences = sum;
-  const float largest = max_lane(top);
+inline float quantize_pixel(const float* x, int64_t channels, int8_t* out, int32_t* not_finite) {
+  vi top = {};
+  for (int64_t c = 0; c < channels; c += VL) top = larger(top, magnitude_bits(load(x + c)));
+  const int32_t largest_bits = largest_lane(top);
+  note_not_finite(largest_bits, not_finite);
+  float largest;
+  memcpy(&largest, &largest_bits, sizeof(largest));
   const float step = largest / 127.0f, scale = step >= 0x1p-126f ? step : 1.0f;
   const float inverse = 1.0f / scale;
   for (int64_t c = 0; c < channels; c += VL) {
     const vf q = min(max(rounded(load(x + c) * inverse), splat(-127.0f)), splat(127.0f));
-    store_int8(out + c, round_to_int(q) + kInt8Offset);
+    store_int8(out + c, round_bits(q) + (kInt8Offset - kRoundBits));
   }
   clear_bytes(out, channels);
   return scale;
 }
 
-// Writes pixels as bytes. No destructor says what `finish` says: one would bring exceptions into a kernel.
-class ByteWriter {
- public:
-  explicit ByteWriter(const QuantizeArgs& args) : args_(args), inverse_(args.pixel_scale ? 1.0f : 1.0f / *args.input_scale) {
-    if (args.pixel_scale) return;
-    zero_point_ = *args.input_zero_point;
-    low_ = splat(static_cast<float>(-128 - zero_point_));
-    high_ = splat(static_cast<float>(127 - zero_point_));
-  }
-
-  void finish() const { note_not_finite(differences_, args_.not_finite); }
-
-  void write(const float* x, int64_t pixel) {
-    const int64_t channels = args_.layer.k_channels;
-    int8_t* out = static_cast<int8_t*>(args_.output.data) + pixel * args_.output.stride;
-    if (args_.pixel_scale) {
-      args_.pixel_scale[pixel] = quantize_pixel(x, channels, out, &differences_);
-      return;
-    }
-    vf differences = differences_;
-    for (int64_t c = 0; c < channels; c += VL) {
-      const vf value = load(x + c), q = min(max(rounded(value * inverse_), low_), high_);
-      differences += value - value;
-      store_int8(out + c, round_to_int(q) + (zero_point_ + kInt8Offset));
-    }
-    differences_ = differences;
-    clear_bytes(out, channels);
-  }
-
- private:
-  const QuantizeArgs& args_;
-  const float inverse_;       // of the scale of all pixels
-  int32_t zero_point_ = 0;
-  vf low_ = {}, high_ = {}, differences_ = {};
+// What all pixels have in common where they have one scale.
+struct Int8Input {
+  float inverse;        // of the scale
+  vf low, high;         // of what a byte holds, less the zero point
+  vi offset;            // from round_bits to the stored byte
 };
+
+inline Int8Input int8_input(const QuantizeArgs& a) {
+  const int32_t zero_point = *a.input_zero_point;
+  return {1.0f / *a.input_scale, splat(static_cast<float>(-128 - zero_point)), splat(static_cast<float>(127 - zero_point)),
+          splat_int(zero_point + kInt8Offset - kRoundBits)};
+}
+
+// One scale for all pixels. Returns the larger of `magnitudes` and those of this pixel.
+inline vi quantize_pixel(const float* x, int64_t channels, const Int8Input& input, int8_t* out, vi magnitudes) {
+  for (int64_t c = 0; c < channels; c += VL) {
+    const vf value = load(x + c), q = min(max(rounded(value * input.inverse), input.low), input.high);
+    magnitudes = larger(magnitudes, magnitude_bits(value));
+    store_int8(out + c, round_bits(q) + input.offset);
+  }
+  clear_bytes(out, channels);
+  return magnitudes;
+}
+
+// Writes floats of `count` pixels as bytes. A function of its own, because what lives across its callers' calls lives in memory.
+__attribute__((noinline)) void write_bytes(const QuantizeArgs& a, const float* rows, int64_t pixel, int64_t count) {
+  const int64_t channels = a.layer.k_channels, stride = a.output.stride;
+  int8_t* out = static_cast<int8_t*>(a.output.data) + pixel * stride;
+  if (a.pixel_scale) {
+    for (int64_t i = 0; i < count; ++i) {
+      a.pixel_scale[pixel + i] = quantize_pixel(rows + i * channels, channels, out + i * stride, a.not_finite);
+    }
+    return;
+  }
+  const Int8Input input = int8_input(a);
+  vi magnitudes = {};
+  for (int64_t i = 0; i < count; ++i) {
+    magnitudes = quantize_pixel(rows + i * channels, channels, input, out + i * stride, magnitudes);
+  }
+  note_not_finite(largest_lane(magnitudes), a.not_finite);
+}
 
 // Pixels that are floats at a time: they stay in the first-level cache.
 inline int64_t quantize_run(const GemmArgs& g) {
@@ -105,7 +119,6 @@ inline int64_t quantize_run(const GemmArgs& g) {
 // rows: (quantize_run, k_channels)
 inline void quantize_pixels(const QuantizeArgs& a, int64_t first, int64_t end, float* rows) {
   const GemmArgs& g = a.layer;
-  ByteWriter writer(a);
   const int64_t image_pixels = g.in_h * g.in_w, run = quantize_run(g);
   for (int64_t pixel = first, count; pixel < end; pixel += count) {
     count = end - pixel < run ? end - pixel : run;
@@ -123,9 +136,8 @@ inline void quantize_pixels(const QuantizeArgs& a, int64_t first, int64_t end, f
           scale ? scale + k0 : nullptr, scale ? scale + g.k_channels + k0 : nullptr);
       k0 += source.channels;
     }
-    for (int64_t i = 0; i < count; ++i) writer.write(rows + i * g.k_channels, pixel + i);
+    write_bytes(a, rows, pixel, count);
   }
-  writer.finish();
 }
 
 }  // namespace
@@ -162,9 +174,7 @@ static void quantize(const QuantizeArgs* args, int64_t task, void* scratch) {
     }
     source_k0 += channels;
   }
-  ByteWriter writer(a);
-  for (int64_t i = 0; i < t.h * t.w; ++i) {
-    writer.write(rows + i * g.k_channels, (t.image * g.out_h + t.y0 + i / t.w) * g.out_w + t.x0 + i % t.w);
+  for (int64_t y = 0; y < t.h; ++y) {
+    write_bytes(a, rows + y * t.w * g.k_channels, (t.image * g.out_h + t.y0 + y) * g.out_w + t.x0, t.w);
   }
-  writer.finish();
 }

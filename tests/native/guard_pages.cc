@@ -139,7 +139,7 @@ void test_norms(const KernelTable& k, bool at_end) {
   l.output = memory.view(l.pixels, l.size, any_dtype());
   l.weight = memory.floats(padded(l.size));
   l.bias = memory.floats(padded(l.size));
-  run(k.layer_norm, l, (l.pixels + 15) / 16, 0, at_end);
+  run(k.layer_norm, l, (l.pixels + 15) / 16, k.layer_norm_scratch_bytes(&l), at_end);
   l.output = memory.quantized_view(l.pixels, l.size);
   l.pixel_scale = memory.floats(l.pixels);
   l.not_finite = reinterpret_cast<int32_t*>(memory.bytes(4));
