@@ -164,6 +164,15 @@ inline StoreSums choose_store(const GemmArgs& g) {
   return g.output.dtype == DType::fp16 ? choose_store_of<DType::fp16>(g) : choose_store_of<DType::fp32>(g);
 }
 
+// What a tile will add to and write over, brought near while it multiplies: columns of pixels lie far apart.
+inline void fetch_results(const GemmArgs& g, const Int8Sums& sums) {
+  for (int64_t r = 0; r < sums.rows; ++r) {
+    fetch_pixel<true>(g.output.data, sums.pixels[r] * g.output.stride + sums.column, sums.columns, g.output.dtype);
+    if (!g.residual.data) continue;
+    fetch_pixel<false>(g.residual.data, sums.pixels[r] * g.residual.stride + sums.column, sums.columns, g.residual.dtype);
+  }
+}
+
 // All rows of the block times one group of panels.
 template <int kPanels>
 void int8_panels(const Int8Block& block, int64_t panel, int32_t* c) {
@@ -197,14 +206,17 @@ void int8_panels(const Int8Block& block, int64_t panel, int32_t* c) {
     }
     int8_tile<kPanels>(tile);
   };
-  int64_t y = 0, x = 0;
+  const int64_t row_step = g.stride_h * block.a_w * block.a_stride, step = g.stride_w * block.a_stride;
+  const int8_t* row = block.a;
+  int64_t row_pixel = block.pixel0, x = 0;
   for (int64_t m = 0; m < pixels; m += kRows) {
     sums.rows = pixels - m < kRows ? pixels - m : kRows;
     for (int64_t r = 0; r < round_up(sums.rows, int8_row_step(kPanels)); ++r) {
-      tile.rows[r] = block.a + (y * g.stride_h * block.a_w + x * g.stride_w) * block.a_stride;
-      pixels_of[r] = block.pixel0 + y * g.out_w + x;
-      if (m + r + 1 < pixels && ++x == t.w) x = 0, ++y;
+      tile.rows[r] = row + x * step;
+      pixels_of[r] = row_pixel + x;
+      if (m + r + 1 < pixels && ++x == t.w) x = 0, row += row_step, row_pixel += g.out_w;
     }
+    fetch_results(g, sums);
     tile.num_rows = static_cast<int>(sums.rows);
     multiply(m, b, c);
     if (g.gated) multiply(m, b + g.panels / 2 * tile.b_panel, c + kInt8Rows * kInt8Columns);

@@ -48,11 +48,12 @@ struct TileRegion {
   int64_t h, w;             // pixels to load
 };
 
-// Channels of a few pixels further on: these lie far apart, where the hardware does not look ahead.
-inline void fetch_pixel(const void* base, int64_t index, int64_t channels, DType dtype) {
+// Brings some channels near, to be read or written: pixels lie far apart, where the hardware does not look ahead.
+template <bool kToWrite>
+void fetch_pixel(const void* base, int64_t index, int64_t channels, DType dtype) {
   const char* from = element(base, index, dtype);
   const char* end = element(base, index + channels, dtype);
-  for (; from < end; from += kLineBytes) __builtin_prefetch(from);
+  for (; from < end; from += kLineBytes) __builtin_prefetch(from, kToWrite);
 }
 
 constexpr int64_t kPixelsAhead = 8;
@@ -78,7 +79,7 @@ inline void load_tile(const GemmArgs& g, const TileRegion& region, int s, int64_
         continue;
       }
       const int64_t pixel = row + (resized ? view_x * g.in_w / g.view_w : view_x);
-      fetch_pixel(source.data, (pixel + kPixelsAhead) * source.stride + c0, channels, source.dtype);
+      fetch_pixel<false>(source.data, (pixel + kPixelsAhead) * source.stride + c0, channels, source.dtype);
       load(dst, stride, element(source.data, pixel * source.stride + c0, source.dtype), source.stride, 1, channels, scale, shift);
     }
   }
