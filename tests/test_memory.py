@@ -155,11 +155,11 @@ def test_finished_stages_give_their_weights_back():
     if resident_bytes(path) is None:
         pytest.skip("this system does not list the pages of a mapping")
     job = _core.Job(model, "a tiger", seed=1, num_inference_steps=8)
-    largest = 0
-    for _ in slices(job):
-        largest = max(largest, resident_bytes(path))
+    resident = [resident_bytes(path) for _ in slices(job)]
     first = job.pixels()
-    assert size / 3 < largest < size
+    # A kernel may map all of a large folio for one of its pages: the largest says only that pages were counted.
+    assert max(resident) > size / 3
+    assert resident[-1] < size / 4, "while the decoder runs, the UNet's pages are gone"
     assert resident_bytes(path) < size / 8
     again = _core.Job(model, "a tiger", seed=1, num_inference_steps=8)
     for _ in slices(again):
