@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from peers import peaks
+from peers import cpuid, peaks
 from peers.amx import has_amx
 from peers.contenders import CONTENDERS, KINDS, LIMITS, STAGES, Contender
 from peers.preparation import REPOSITORY, PreparationError, Workshop
@@ -34,13 +34,8 @@ DISTURBED = 0.15
 def contenders(stage: str, kind: str, limit: str) -> list[Contender]:
     """Those of one comparison; where the processor has AMX, who uses it takes part with it and without."""
     rows = [row for row in CONTENDERS if row.kind == kind and stage in row.stages]
-    if limit in LIMITS:
-        told = LIMITS[limit].variables
-        return [
-            dataclasses.replace(row, variables=told[row.runtime], limit=f"{limit} only", amx=False)
-            for row in rows
-            if row.runtime in told
-        ]
+    if limit:
+        return [dataclasses.replace(row, limit=f"{limit} only", older=LIMITS[limit], amx=False) for row in rows]
     if not has_amx():
         return [dataclasses.replace(row, amx=False) for row in rows]
     variants = []
@@ -57,6 +52,7 @@ def start(contender: Contender, stage: str, threads: int, workshop: Workshop, se
     Raises:
         PreparationError, WorkerError: there is no model, or it does not load or run.
     """
+    older = contender.older
     if contender.runtime == "mdrt":
         model = workshop.bundle(contender.recipe)
     else:
@@ -69,10 +65,11 @@ def start(contender: Contender, stage: str, threads: int, workshop: Workshop, se
         "reference": str(workshop.model("onnx-fp32", stage)),
         "threads": threads,
         "amx": contender.amx or not contender.limit,
+        "older": older and {"library": str(cpuid.library(workshop.folder)), "avx_vnni": older.avx_vnni},
         "seconds": seconds,
     }
     log = workshop.folder / "logs" / f"{stage}-{contender.runtime}-{contender.label}.log".replace(" ", "_")
-    return Worker(workshop.python(contender.environment), task, log, contender.variables)
+    return Worker(workshop.python(contender.environment), task, log)
 
 
 def measure(
@@ -158,13 +155,16 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prepare", action="store_true", help="only install and convert")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
-    parser.add_argument("--limits", nargs="+", choices=LIMITS, default=[], help="only those who can be told")
+    parser.add_argument("--limits", nargs="+", choices=LIMITS, default=[], help="hide newer instruction sets from all")
     parser.add_argument("--threads", nargs="+", type=int, default=[2, 1])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=0.2, help="a turn repeats a call until it took as long")
     page = REPOSITORY / "docs" / "performance.md"
     parser.add_argument("--output", type=Path, default=page, help="a page of one machine")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.limits and not cpuid.can_pretend():
+        parser.error("--limits needs a processor that can fault on CPUID: cpuid_fault in /proc/cpuinfo")
+    return arguments
 
 
 def main() -> None:
@@ -182,7 +182,7 @@ def main() -> None:
             units = peaks.units_of({row.unit for row in rows})
             left = [unit for unit in units if not limit or unit.label in LIMITS[limit].units]
             peak = peaks.measure(workshop.folder, threads, left)
-        except (OSError, subprocess.CalledProcessError) as error:
+        except (PreparationError, subprocess.CalledProcessError) as error:
             print(f"no peaks: {error}", file=sys.stderr)
             peak = {}
         results, others = measure(rows, stage, threads, workshop, arguments.rounds, arguments.seconds)

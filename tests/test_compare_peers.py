@@ -14,8 +14,8 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import compare_peers  # noqa: E402
-from peers import amx, peaks  # noqa: E402
-from peers.contenders import Contender  # noqa: E402
+from peers import amx, cpuid, peaks  # noqa: E402
+from peers.contenders import LIMITS, Contender  # noqa: E402
 from peers.preparation import PreparationError, Workshop  # noqa: E402
 from peers.processes import Worker, WorkerError  # noqa: E402
 from peers.report import BEGIN, END, Group, Report, Row, ratio  # noqa: E402
@@ -122,10 +122,26 @@ def test_who_uses_amx_runs_with_it_and_without(monkeypatch):
     assert rows and not any(row.amx or row.limit for row in rows)
 
 
-def test_a_limit_leaves_who_can_be_told():
+def test_a_limit_is_for_all():
     rows = compare_peers.contenders("vae_decoder", "int8", "AVX2")
-    assert {row.runtime for row in rows} == {"mdrt", "OpenVINO"}
-    assert all(row.variables and row.label.endswith(", AVX2 only") and not row.amx for row in rows)
+    assert {row.runtime for row in rows} == {"mdrt", "OpenVINO", "ONNX Runtime"}
+    assert all(row.older and row.label.endswith(", AVX2 only") and not row.amx for row in rows)
+
+
+@pytest.mark.parametrize("limit", ["AVX2", "AVX-VNNI"])
+def test_an_older_processor_is_shown(tmp_path, limit):
+    if not cpuid.can_pretend():
+        pytest.skip("this processor does not fault on CPUID")
+    program = (
+        f"from peers.cpuid import pretend\n"
+        f"pretend({str(cpuid.library(tmp_path))!r}, {LIMITS[limit].avx_vnni})\n"
+        "from mdrt import _core\n"
+        "print(*(row['name'] for row in _core.build_info()['isas'] if row['usable']))"
+    )
+    command = [sys.executable, "-c", program]
+    names = subprocess.run(command, cwd=BENCHMARKS, check=True, capture_output=True, text=True).stdout.split()
+    assert "avx2" in names and not any(name.startswith(("avx512", "amx")) for name in names)
+    assert "avxvnni" not in names or LIMITS[limit].avx_vnni
 
 
 def group(kind="int8", ours=(1.0, 1.2, 1.1), theirs=(2.0, 2.0, 2.0)):

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 STAGES = ("text_encoder", "unet", "vae_decoder")
 KINDS = ("fp32", "16 bit", "int8")
 """Only contenders of one kind are compared: fp32; bf16 or fp16; int8, with what is left in any other."""
+
+
+@dataclass(frozen=True)
+class Processor:
+    """An older processor, which runtimes are shown instead of this one: it has neither AVX-512 nor AMX.
+
+    Attributes:
+        avx_vnni: whether it has that.
+        units: labels of `peers.peaks.UNITS` that are left.
+    """
+
+    avx_vnni: bool
+    units: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -22,6 +35,8 @@ class Contender:
         stages: where it is measured.
         amx: whether it uses Intel's AMX, if there is any; it is then measured with and without.
         unit: the kind of arithmetic whose peak it is held against.
+        limit: what it is told not to use, in words.
+        older: the processor that it is shown; None: the one there is.
     """
 
     runtime: str
@@ -32,8 +47,8 @@ class Contender:
     unit: str
     stages: tuple[str, ...] = STAGES
     amx: bool = False
-    variables: dict[str, str] = field(default_factory=dict)
     limit: str = ""
+    older: Processor | None = None
 
     @property
     def label(self) -> str:
@@ -67,26 +82,7 @@ CONTENDERS = (
 )
 
 
-@dataclass(frozen=True)
-class Limit:
-    """How runtimes are kept to an instruction set; those that cannot be told are left out.
-
-    Attributes:
-        variables: of the environment, by runtime.
-        units: labels of `peers.peaks.UNITS` that are left.
-    """
-
-    variables: dict[str, dict[str, str]]
-    units: frozenset[str]
-
-
 LIMITS = {
-    "AVX2": Limit(
-        {"mdrt": {"MDRT_ISA": "avx2"}, "OpenVINO": {"ONEDNN_MAX_CPU_ISA": "AVX2"}},
-        frozenset({"fp32 AVX2", "int8 AVX2, saturating"}),
-    ),
-    "AVX-VNNI": Limit(
-        {"mdrt": {"MDRT_ISA": "avxvnni"}, "OpenVINO": {"ONEDNN_MAX_CPU_ISA": "AVX2_VNNI"}},
-        frozenset({"fp32 AVX2", "int8 AVX-VNNI"}),
-    ),
+    "AVX2": Processor(False, frozenset({"fp32 AVX2", "int8 AVX2, saturating"})),
+    "AVX-VNNI": Processor(True, frozenset({"fp32 AVX2", "int8 AVX-VNNI"})),
 }

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-_SOURCE = Path(__file__).with_name("peak.c")
+from peers.build import build
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,10 @@ def measure(folder: Path, threads: int, units: Collection[Unit]) -> dict[str, fl
     """GMAC/s by the labels of those units that this processor has.
 
     Raises:
-        subprocess.CalledProcessError, FileNotFoundError: there is no C compiler, or it fails.
+        PreparationError: there is no C compiler, or it fails.
+        subprocess.CalledProcessError: a measurement does.
     """
-    program = folder / "peak"
-    if not program.exists() or program.stat().st_mtime < _SOURCE.stat().st_mtime:
-        folder.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["cc", "-O2", "-pthread", _SOURCE, "-o", program], check=True)
+    program = build("peak.c", folder / "peak", "-pthread")
     flags = cpu_flags()
     return {unit.label: _rate(program, unit, threads) for unit in units if unit.flag in flags}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import signal
 import subprocess
 from collections.abc import Mapping
@@ -27,10 +26,9 @@ class Worker:
         python: the interpreter of the runtime's environment.
         task: for `peers.worker`; paths are absolute.
         log: a file for what the process prints.
-        environment: variables to add.
     """
 
-    def __init__(self, python: Path, task: Mapping[str, Any], log: Path, environment: Mapping[str, str]) -> None:
+    def __init__(self, python: Path, task: Mapping[str, Any], log: Path) -> None:
         self._log = log
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("w", encoding="utf-8") as errors:
@@ -42,7 +40,6 @@ class Worker:
                 text=True,
                 # Here it finds this package, and no mdrt but the installed one.
                 cwd=HERE,
-                env={**os.environ, **environment},
             )
         try:
             self.loaded = self._answer()

@@ -1,8 +1,8 @@
 """A process that loads one model once and times it whenever it is told: `python -m peers.worker JSON`.
 
-JSON is an object with runtime, precision, stage, model, reference, threads, amx and seconds. Answers are lines of JSON
-on standard output: one when the model is loaded (and compared with the reference), then one for each line of standard
-input.
+JSON is an object with runtime, precision, stage, model, reference, threads, amx, older and seconds. Answers are lines
+of JSON on standard output: one when the model is loaded (and compared with the reference), then one for each line of
+standard input.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import numpy as np
 
 from peers.amx import forbid_amx
 from peers.convert import read_reference
+from peers.cpuid import pretend
 from peers.runtimes import LOADERS
 
 
@@ -34,6 +35,8 @@ def main() -> None:
     task = json.loads(sys.argv[1])
     if not task["amx"]:
         forbid_amx()
+    if task["older"]:
+        pretend(**task["older"])
     feeds, expected = read_reference(Path(task["reference"]))
     start = time.perf_counter()
     load = LOADERS[task["runtime"]]
