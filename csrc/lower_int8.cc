@@ -170,6 +170,7 @@ void Lowering::multiply_int8(const FusedNode& node, const GemmArgs& layer, const
   } else {
     choose_int8_blocks(&g, kernels_.tile, node.image_bias >= 0 || makes_sums(node));
   }
+  g.tasks_ahead = request_.threads;
   use(&g.output, node.output, strip.out_pixel);
   if (makes_sums(node)) make_sums(node, &g);
   step.tasks = g.batch * g.blocks_y * g.blocks_x * g.panel_blocks;

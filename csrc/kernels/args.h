@@ -61,6 +61,7 @@ struct GemmArgs {
   int64_t task_panels;          // panels of output of a task (gated: of each half)
   int64_t panel_blocks;
   int64_t k_block;              // channels per pass
+  int64_t tasks_ahead;          // `gemm_int8`: a thread's next task is probably so many after its last; only decides what is fetched early
 };
 
 // The input of an int8 layer: what the loader of `layer` makes of its sources, quantised. One source of bytes replaces all.

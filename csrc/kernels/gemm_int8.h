@@ -80,7 +80,15 @@ struct Int8Block {
   int64_t pixel0;               // output pixel (of all images) of the first row
   float scale;                  // of the input, if it is the same for all pixels; else 1
   int32_t offset;               // what the stored bytes are above the values
+  bool fetches;                 // whether the weights that are needed next are brought near
 };
+
+constexpr int64_t kKeptWeightBytes = 1 << 20;     // so many stay in the second-level cache from one block of pixels to the next
+
+// Weights that the first block of pixels has read lie near for the others, unless they are many.
+inline bool reads_far_weights(const GemmArgs& g, int64_t task) {
+  return task < g.panel_blocks || g.panels * kPanel * g.kernel_h * g.kernel_w * g.k_channels > kKeptWeightBytes;
+}
 
 // What turns sums of some columns into floats: (sum - offset * weight_sum) * (s * weight_scale) + bias.
 struct Int8Columns {
@@ -173,9 +181,9 @@ inline void fetch_results(const GemmArgs& g, const Int8Sums& sums) {
   }
 }
 
-// All rows of the block times one group of panels.
+// All rows of the block times one group of panels; `next_panel` is the first of the group that follows.
 template <int kPanels>
-void int8_panels(const Int8Block& block, int64_t panel, int32_t* c) {
+void int8_panels(const Int8Block& block, int64_t panel, int64_t next_panel, int32_t* c) {
   const GemmArgs& g = block.g;
   const GemmTask& t = block.t;
   constexpr int kRows = int8_rows(kPanels);
@@ -193,16 +201,17 @@ void int8_panels(const Int8Block& block, int64_t panel, int32_t* c) {
   if (g.gated) read_columns(block, sums.column + g.panels / 2 * kPanel, sums.columns, &gate);
   const StoreSums store_tile = choose_store(g);
   const int64_t pixels = t.h * t.w;
-  const bool fetches = kInt8FetchesAhead && panel + kPanels < t.panel0 + t.panels;
-  // Each tile fetches its share of the panels that follow.
+  const bool fetches = block.fetches && next_panel != panel;
+  // Each tile fetches its share of the next panels.
   const auto multiply = [&](int64_t m, const int8_t* weights, int32_t* sums) {
     tile.b = weights;
     tile.c = sums;
     tile.fetch = tile.fetch_end = nullptr;
     if (fetches) {
       const int64_t bytes = kPanels * tile.b_panel;
-      tile.fetch = weights + bytes + (bytes * m / pixels & -kLineBytes);
-      tile.fetch_end = weights + bytes + bytes * (m + tile.num_rows) / pixels;
+      const int8_t* next = weights + (next_panel - panel) * tile.b_panel;
+      tile.fetch = next + (bytes * m / pixels & -kLineBytes);
+      tile.fetch_end = next + bytes * (m + tile.num_rows) / pixels;
     }
     int8_tile<kPanels>(tile);
   };
@@ -247,7 +256,8 @@ static void gemm_int8(const GemmArgs* args, int64_t task, void* scratch) {
   const GemmTask t = gemm_task(g, task);
   int32_t* c = static_cast<int32_t*>(scratch);
   int8_t* copied = static_cast<int8_t*>(scratch) + s.c;
-  Int8Block block = {g, t, copied, t.w, s.tile_stride, (t.image * g.out_h + t.y0) * g.out_w + t.x0, 1.0f, kInt8Offset};
+  Int8Block block = {g, t, copied, t.w, s.tile_stride, (t.image * g.out_h + t.y0) * g.out_w + t.x0, 1.0f, kInt8Offset,
+                     kInt8FetchesAhead && reads_far_weights(g, task)};
   if (!g.pixel_scale) {
     block.scale = *g.input_scale;
     block.offset += *g.input_zero_point;
@@ -262,14 +272,16 @@ static void gemm_int8(const GemmArgs* args, int64_t task, void* scratch) {
     load_int8_tile(g, region, s.tile_stride, copied);
     block.a_w = region.w;
   }
+  const int64_t next_task_panel = (task + g.tasks_ahead) % g.panel_blocks * g.task_panels;
   int8_tile_begin();
   for (int64_t p = 0, group; p < t.panels; p += group) {
     group = int8_group(t.panels - p);
+    const int64_t panel = t.panel0 + p, next_panel = p + group < t.panels ? panel + group : next_task_panel;
     switch (group) {
-      case 4: int8_panels<fewer(4, kInt8Panels)>(block, t.panel0 + p, c); break;
-      case 3: int8_panels<fewer(3, kInt8Panels)>(block, t.panel0 + p, c); break;
-      case 2: int8_panels<fewer(2, kInt8Panels)>(block, t.panel0 + p, c); break;
-      default: int8_panels<1>(block, t.panel0 + p, c);
+      case 4: int8_panels<fewer(4, kInt8Panels)>(block, panel, next_panel, c); break;
+      case 3: int8_panels<fewer(3, kInt8Panels)>(block, panel, next_panel, c); break;
+      case 2: int8_panels<fewer(2, kInt8Panels)>(block, panel, next_panel, c); break;
+      default: int8_panels<1>(block, panel, next_panel, c);
     }
   }
   int8_tile_end();

@@ -34,7 +34,7 @@ typedef int32_t int32_bytes __attribute__((aligned(1), may_alias));
 // Depth is a multiple of 16, so a turn of the loop may take two steps: what counts and compares uses the ports that multiply.
 constexpr int kSteps = 2;
 
-template <int kRows, int kPanels>
+template <int kRows, int kPanels, bool kFetches>
 void dot4_tile(const Int8TileArgs& t) {
   constexpr int kPerPanel = static_cast<int>(kPanel) / VL, kVectors = kPanels * kPerPanel;
   vi acc[kRows][kVectors];
@@ -43,7 +43,7 @@ void dot4_tile(const Int8TileArgs& t) {
 #pragma GCC unroll 16
     for (int j = 0; j < kVectors; ++j) acc[r][j] = vi{};
   }
-  const int8_t* b = t.b;
+  const int8_t *b = t.b, *fetch = t.fetch;
   const int8_t* rows[kRows];
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) rows[r] = t.rows[r];
@@ -51,6 +51,10 @@ void dot4_tile(const Int8TileArgs& t) {
     // k counts from the tap's first byte, so that the pointers to rows stay what they are.
     const int64_t first = t.tap_offsets[tap], end = first + t.depth;
     for (int64_t k = first; k < end; k += kSteps * 4, b += kSteps * 4 * kPanel) {
+      if (kFetches && fetch < t.fetch_end) {
+        __builtin_prefetch(fetch, 0, 2);
+        fetch += kLineBytes;
+      }
 #pragma GCC unroll 4
       for (int step = 0; step < kSteps; ++step) {
         vi bv[kVectors];
@@ -79,9 +83,11 @@ template <int kPanels>
 void int8_tile(const Int8TileArgs& t) {
   constexpr int kRows = int8_rows(kPanels);
   if (t.num_rows <= kRows / 2) {
-    dot4_tile<kRows / 2, kPanels>(t);
+    dot4_tile<kRows / 2, kPanels, false>(t);
+  } else if (kInt8FetchesAhead && t.taps == 1) {
+    dot4_tile<kRows, kPanels, true>(t);
   } else {
-    dot4_tile<kRows, kPanels>(t);
+    dot4_tile<kRows, kPanels, false>(t);
   }
 }
 
