@@ -181,8 +181,11 @@ inline void fetch_results(const GemmArgs& g, const Int8Sums& sums) {
   }
 }
 
+// A tile of two panels takes one of a gated layer's values and one of its gates: both stay near while all rows pass.
+constexpr bool kInt8GateInTile = kInt8Panels == 2;
+
 // All rows of the block times one group of panels; `next_panel` is the first of the group that follows.
-template <int kPanels>
+template <int kPanels, bool kGateInTile>
 void int8_panels(const Int8Block& block, int64_t panel, int64_t next_panel, int32_t* c) {
   const GemmArgs& g = block.g;
   const GemmTask& t = block.t;
@@ -194,8 +197,11 @@ void int8_panels(const Int8Block& block, int64_t panel, int64_t next_panel, int3
   tile.tap_offsets = tap_offsets;
   tile.depth = g.k_channels;
   tile.b_panel = tile.taps * g.k_channels * kPanel;
+  const int64_t to_gate = g.panels / 2 * tile.b_panel;
+  tile.b_step = kGateInTile ? to_gate : tile.b_panel;
   const int8_t* b = static_cast<const int8_t*>(g.weight) + panel * tile.b_panel;
-  Int8Sums sums = {c, c + kInt8Rows * kInt8Columns, pixels_of, 0, panel * kPanel, kPanels * kPanel};
+  const int32_t* gate_sums = c + (kGateInTile ? kPanel : kInt8Rows * kInt8Columns);
+  Int8Sums sums = {c, gate_sums, pixels_of, 0, panel * kPanel, (kGateInTile ? 1 : kPanels) * kPanel};
   Int8Columns value, gate;
   read_columns(block, sums.column, sums.columns, &value);
   if (g.gated) read_columns(block, sums.column + g.panels / 2 * kPanel, sums.columns, &gate);
@@ -209,9 +215,17 @@ void int8_panels(const Int8Block& block, int64_t panel, int64_t next_panel, int3
     tile.fetch = tile.fetch_end = nullptr;
     if (fetches) {
       const int64_t bytes = kPanels * tile.b_panel;
+      int64_t from = bytes * m / pixels & -kLineBytes, to = bytes * (m + tile.num_rows) / pixels;
       const int8_t* next = weights + (next_panel - panel) * tile.b_panel;
-      tile.fetch = next + (bytes * m / pixels & -kLineBytes);
-      tile.fetch_end = next + bytes * (m + tile.num_rows) / pixels;
+      if (kGateInTile) {
+        if (from >= tile.b_panel) {
+          next += to_gate - tile.b_panel;
+        } else if (to > tile.b_panel) {
+          to = tile.b_panel;
+        }
+      }
+      tile.fetch = next + from;
+      tile.fetch_end = next + to;
     }
     int8_tile<kPanels>(tile);
   };
@@ -228,7 +242,7 @@ void int8_panels(const Int8Block& block, int64_t panel, int64_t next_panel, int3
     fetch_results(g, sums);
     tile.num_rows = static_cast<int>(sums.rows);
     multiply(m, b, c);
-    if (g.gated) multiply(m, b + g.panels / 2 * tile.b_panel, c + kInt8Rows * kInt8Columns);
+    if (g.gated && !kGateInTile) multiply(m, b + to_gate, c + kInt8Rows * kInt8Columns);
     store_tile(block, sums, value, gate);
   }
 }
@@ -274,14 +288,19 @@ static void gemm_int8(const GemmArgs* args, int64_t task, void* scratch) {
   }
   const int64_t next_task_panel = (task + g.tasks_ahead) % g.panel_blocks * g.task_panels;
   int8_tile_begin();
+  const bool gate_in_tile = kInt8GateInTile && g.gated;
   for (int64_t p = 0, group; p < t.panels; p += group) {
-    group = int8_group(t.panels - p);
+    group = gate_in_tile ? 1 : int8_group(t.panels - p);
     const int64_t panel = t.panel0 + p, next_panel = p + group < t.panels ? panel + group : next_task_panel;
+    if (gate_in_tile) {
+      int8_panels<fewer(2, kInt8Panels), kInt8GateInTile>(block, panel, next_panel, c);
+      continue;
+    }
     switch (group) {
-      case 4: int8_panels<fewer(4, kInt8Panels)>(block, panel, next_panel, c); break;
-      case 3: int8_panels<fewer(3, kInt8Panels)>(block, panel, next_panel, c); break;
-      case 2: int8_panels<fewer(2, kInt8Panels)>(block, panel, next_panel, c); break;
-      default: int8_panels<1>(block, panel, next_panel, c);
+      case 4: int8_panels<fewer(4, kInt8Panels), false>(block, panel, next_panel, c); break;
+      case 3: int8_panels<fewer(3, kInt8Panels), false>(block, panel, next_panel, c); break;
+      case 2: int8_panels<fewer(2, kInt8Panels), false>(block, panel, next_panel, c); break;
+      default: int8_panels<1, false>(block, panel, next_panel, c);
     }
   }
   int8_tile_end();

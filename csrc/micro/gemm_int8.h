@@ -66,6 +66,7 @@ struct Int8TileArgs {
   int64_t taps, depth;            // depth: a multiple of 16; A is zero from there to the next multiple of 64
   const int8_t* b;                // (panel, tap, depth / 4, 16, 4)
   int64_t b_panel;                // bytes
+  int64_t b_step;                 // bytes from a panel of the tile to the next one
   int32_t* c;                     // (MR, NR)
   const int8_t *fetch, *fetch_end;  // if kInt8FetchesAhead: bytes of B that are needed next, to bring near meanwhile
 };

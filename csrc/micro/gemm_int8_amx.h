@@ -71,12 +71,12 @@ void amx_tile(const Int8TileArgs& t) {
     for (int64_t k = 0; k < t.depth; k += 64) {
       const int64_t offset = t.tap_offsets[tap] + k, rest = t.depth - k;
       const int8_t* b0 = b;
-      const int8_t* b1 = b + t.b_panel;
+      const int8_t* b1 = b + t.b_step;
       if (b_end - b < 1024) {
         // A is zero from the tap's last channel on, but what lies behind the panel must not be read.
         for (int p = 0; p < kPanels; ++p) {
           memset(b_buffer[p], 0, 1024);
-          memcpy(b_buffer[p], b + p * t.b_panel, static_cast<size_t>(rest * kPanel));
+          memcpy(b_buffer[p], b + p * t.b_step, static_cast<size_t>(rest * kPanel));
         }
         b0 = b_buffer[0];
         b1 = b_buffer[kPanels - 1];

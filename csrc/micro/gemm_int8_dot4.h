@@ -60,7 +60,7 @@ void dot4_tile(const Int8TileArgs& t) {
         vi bv[kVectors];
 #pragma GCC unroll 16
         for (int j = 0; j < kVectors; ++j) {
-          bv[j] = *reinterpret_cast<const vi_bytes*>(b + j / kPerPanel * t.b_panel + (step * kPerPanel + j % kPerPanel) * VL * 4);
+          bv[j] = *reinterpret_cast<const vi_bytes*>(b + j / kPerPanel * t.b_step + (step * kPerPanel + j % kPerPanel) * VL * 4);
         }
 #pragma GCC unroll 16
         for (int r = 0; r < kRows; ++r) {
