@@ -13,10 +13,11 @@ constexpr int64_t kDepthwisePixels = 64;    // of a task with a depthwise convol
 constexpr int64_t kMaxStrips = 256;         // of a layer: a step costs memory too
 constexpr int64_t kBlockWidth = 16;         // pixels of an image row in a task
 
-// Bytes between pixels: whole cache lines, an odd number of them where pixels would otherwise share sets of the first-level cache.
+// Bytes between pixels: whole cache lines. An odd number of them spreads a tile's rows over the sets of the first-level cache, and
+// costs little memory where pixels are long.
 int64_t pixel_bytes(int64_t channels) {
   const int64_t bytes = ValuePlace::round_up(channels, 64);
-  return bytes % 1024 == 0 ? bytes + 64 : bytes;
+  return bytes % 128 == 0 && bytes >= 512 ? bytes + 64 : bytes;
 }
 
 int64_t all_pixels(const ValuePlace& p) { return checked_mul(p.batch, checked_mul(p.height, p.width)); }
