@@ -105,7 +105,9 @@ void choose_winograd_blocks(GemmArgs* g, const TileInfo& tile) {
 void choose_int8_blocks(GemmArgs* g, const TileInfo& tile, bool per_image) {
   choose_pixels(g, tile, per_image);
   // Sums never wait in memory: a task may take all columns.
-  choose_panels(g, tile.int8_panel_step, g->gated ? g->panels / 2 : g->panels, tile.int8_task_panels);
+  constexpr int64_t kPanelsOfWidened = 2;
+  choose_panels(g, tile.int8_panel_step, g->gated ? g->panels / 2 : g->panels,
+                g->sources[0].widened ? kPanelsOfWidened : tile.int8_task_panels);
 }
 
 bool can_use_winograd_int8(const GemmArgs& g) {

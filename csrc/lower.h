@@ -2,6 +2,7 @@
 #pragma once
 
 #include <map>
+#include <utility>
 #include <vector>
 
 #include "fuse.h"
@@ -30,6 +31,7 @@ class Lowering {
   struct Quantized {
     ValuePlace place;
     int32_t scales = -1;        // buffer; -1: the layer has input_scale and input_zero_point
+    bool widened = false;       // as in ActivationView
   };
 
   // What GroupNorm needs of a value (kernels/channel_sums.h): rows of sums, as many for each image.
@@ -73,7 +75,8 @@ class Lowering {
   void set_input(const FusedNode& node, const Strip& strip, GemmArgs* g);
   void set_product(const FusedNode& node, const Strip& strip, GemmArgs* g);
   bool is_read_as_bytes(int32_t value) const;
-  Quantized add_quantized(int64_t batch, int64_t height, int64_t width, int64_t channels, bool scale_per_pixel);
+  Quantized add_quantized(int64_t batch, int64_t height, int64_t width, int64_t channels, bool scale_per_pixel, bool widened);
+  bool reads_widened_pixels() const { return kernels_.tile.int8_bytes > 1; }      // in plain products
   void quantize(const FusedNode& node, const GemmArgs& layer, const Strip& strip, const Quantized& q);
   std::vector<int32_t> overwritten(const FusedNode& node, bool plain_product, bool in_strips) const;
   bool strips_save_memory(const FusedNode& node, bool plain_product, int64_t copy_bytes, int64_t strip_bytes) const;
@@ -109,7 +112,7 @@ class Lowering {
   std::map<int32_t, ChannelSums> sums_;       // by value
   std::vector<int32_t> norm_buffers_;         // per fused node: scale and shift of a group_norm
   std::vector<Pointer> pointers_;
-  std::map<int32_t, Quantized> quantized_;    // by value: with one scale per pixel, for every layer that reads it
+  std::map<std::pair<int32_t, bool>, Quantized> quantized_;    // by value, and whether widened: with one scale per pixel
   bool half_ = false;                         // activations between fused nodes are fp16
   int current_ = 0;                           // index of the fused node being lowered
 };

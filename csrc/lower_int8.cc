@@ -15,8 +15,9 @@ constexpr int64_t kBlockWidth = 16;         // pixels of an image row in a task
 
 // Bytes between pixels: whole cache lines. An odd number of them spreads a tile's rows over the sets of the first-level cache, and
 // costs little memory where pixels are long.
-int64_t pixel_bytes(int64_t channels) {
+int64_t pixel_bytes(int64_t channels, const TileInfo& tile, bool widened) {
   const int64_t bytes = ValuePlace::round_up(channels, 64);
+  if (widened) return bytes * tile.int8_bytes + tile.int8_tail;
   return bytes % 128 == 0 && bytes >= 512 ? bytes + 64 : bytes;
 }
 
@@ -56,9 +57,9 @@ int64_t most_pixels(const GemmArgs& layer, const std::vector<Strip>& strips) {
 }
 
 // Even shares, each of whole blocks of a task.
-std::vector<Strip> choose_strips(const GemmArgs& layer, const TileInfo& tile, const StripRule& rule) {
+std::vector<Strip> choose_strips(const GemmArgs& layer, int64_t stride, const TileInfo& tile, const StripRule& rule) {
   const Strip all = whole_layer(layer);
-  const int64_t bytes = checked_mul(copied_pixels(layer, all), pixel_bytes(layer.k_channels));
+  const int64_t bytes = checked_mul(copied_pixels(layer, all), stride);
   if (bytes <= rule.whole_bytes || layer.view_h % layer.in_h != 0) return {all};
   const int64_t block = std::max<int64_t>(1, tile.block_pixels / std::min<int64_t>(layer.out_w, kBlockWidth));
   const int64_t fitting = std::max(rule.strip_bytes / std::max<int64_t>(1, bytes / all_rows(layer)), block);
@@ -71,7 +72,8 @@ std::vector<Strip> choose_strips(const GemmArgs& layer, const TileInfo& tile, co
 
 }  // namespace
 
-// Whether every reader of a value takes it as bytes with a scale per pixel, so that its producer may write just those.
+// Whether every reader of a value is a plain product that takes it as bytes with a scale per pixel, so that its producer may write
+// just those.
 bool Lowering::is_read_as_bytes(int32_t value) const {
   if (!request_.fuse || wanted_[static_cast<size_t>(value)]) return false;
   bool read = false;
@@ -81,19 +83,24 @@ bool Lowering::is_read_as_bytes(int32_t value) const {
     if (std::find(node.inputs.begin(), node.inputs.end(), value) == node.inputs.end()) continue;
     if (!multiplies_integers(plain(node.node)) || node.inputs.size() != 1 || node.norm >= 0 || node.depthwise >= 0) return false;
     if (find_weight(plain(node.node), kInputScale)) return false;
+    GemmArgs layer = {};
+    set_geometry(node, &layer);
+    if (!is_plain_product(layer)) return false;
     read = true;
   }
   return read;
 }
 
-Lowering::Quantized Lowering::add_quantized(int64_t batch, int64_t height, int64_t width, int64_t channels, bool scale_per_pixel) {
+Lowering::Quantized Lowering::add_quantized(int64_t batch, int64_t height, int64_t width, int64_t channels, bool scale_per_pixel,
+                                            bool widened) {
   Quantized q;
   q.place.dtype = DType::int8;
   q.place.batch = batch;
   q.place.height = height;
   q.place.width = width;
   q.place.channels = channels;
-  q.place.stride = pixel_bytes(channels);
+  q.widened = widened;
+  q.place.stride = pixel_bytes(channels, kernels_.tile, widened);
   q.place.buffer = add_buffer(checked_mul(all_pixels(q.place), q.place.stride));
   if (scale_per_pixel) q.scales = add_buffer(checked_mul(all_pixels(q.place), 4));
   return q;
@@ -103,6 +110,7 @@ void Lowering::use(ActivationView* view, const Quantized& q) {
   view->dtype = DType::int8;
   view->channels = q.place.channels;
   view->stride = q.place.stride;
+  view->widened = q.widened;
   use(&view->data, q.place.buffer);
 }
 
@@ -213,15 +221,17 @@ void Lowering::lower_gemm_int8(const FusedNode& node) {
   if (plain_product) pixels_as_rows(&layer, node.norm >= 0 || node.image_bias >= 0 || makes_sums(node));
   const bool scale_per_pixel = find_weight(plain(node.node), kInputScale) == nullptr;
   const bool shared = scale_per_pixel && node.inputs.size() == 1 && node.norm < 0 && node.depthwise < 0;
-  const auto found = shared ? quantized_.find(node.inputs[0]) : quantized_.end();
+  const bool widened = plain_product && reads_widened_pixels();
+  const auto found = shared ? quantized_.find({node.inputs[0], widened}) : quantized_.end();
   if (found != quantized_.end()) {
     place_output(node, overwritten(node, plain_product, false));
     return multiply_int8(node, layer, whole_layer(layer), found->second);
   }
-  std::vector<Strip> strips = choose_strips(layer, kernels_.tile, strip_rule_);
-  const int64_t stride = pixel_bytes(layer.k_channels), copy_bytes = checked_mul(copied_pixels(layer, whole_layer(layer)), stride);
+  const int64_t stride = pixel_bytes(layer.k_channels, kernels_.tile, widened),
+      copy_bytes = checked_mul(copied_pixels(layer, whole_layer(layer)), stride);
+  std::vector<Strip> strips = choose_strips(layer, stride, kernels_.tile, strip_rule_);
   if (!strips_save_memory(node, plain_product, copy_bytes, most_pixels(layer, strips) * stride)) strips = {whole_layer(layer)};
-  const Quantized q = add_quantized(1, 1, most_pixels(layer, strips), layer.k_channels, scale_per_pixel);
+  const Quantized q = add_quantized(1, 1, most_pixels(layer, strips), layer.k_channels, scale_per_pixel, widened);
   for (const Strip& strip : strips) {
     quantize(node, layer, strip, q);
     if (strip.out_pixel == 0) place_output(node, overwritten(node, plain_product, strips.size() > 1));
@@ -230,7 +240,7 @@ void Lowering::lower_gemm_int8(const FusedNode& node) {
   for (size_t i = plan_.steps.size() - 2 * strips.size(); i < plan_.steps.size(); ++i) {
     plan_.steps[i]->strips = static_cast<int>(strips.size());
   }
-  if (shared && strips.size() == 1) quantized_[node.inputs[0]] = q;
+  if (shared && strips.size() == 1) quantized_[{node.inputs[0], widened}] = q;
 }
 
 }  // namespace mdrt

@@ -112,8 +112,8 @@ void Lowering::lower_layer_norm(const FusedNode& node) {
   use(&a.input, node.inputs[0]);
   if (is_read_as_bytes(node.output)) {
     const ValuePlace p = make_place(plan_.shapes[static_cast<size_t>(node.output)], DType::int8);
-    const Quantized q = add_quantized(p.batch, p.height, p.width, p.padded(), true);
-    quantized_[node.output] = q;
+    const Quantized q = add_quantized(p.batch, p.height, p.width, p.padded(), true, reads_widened_pixels());
+    quantized_[{node.output, q.widened}] = q;
     plan_.places[static_cast<size_t>(node.output)] = q.place;
     use(&a.output, q);
     use(&a.pixel_scale, q.scales);

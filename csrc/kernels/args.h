@@ -14,6 +14,7 @@ struct ActivationView {
   DType dtype;          // fp32 or fp16; int8 between `quantize` (or `layer_norm`) and `gemm_int8`
   int64_t channels;     // padded
   int64_t stride;       // elements between pixels
+  bool widened;         // int8: pixels lie as the tile of `gemm_int8` reads them, if that takes more than their bytes (TileInfo)
 };
 
 // Floats of a row of sums (kernels/channel_sums.h): (3, channels), then how many pixels they are of, in kPanel floats.
@@ -190,6 +191,8 @@ struct TileInfo {
   int64_t narrow_columns;       // the most that `narrow` makes
   int64_t int8_panel_step;      // panels of an int8 task are a multiple of this
   int64_t int8_task_panels;     // the fewest of an int8 task: more where each task prepares its pixels anew
+  int64_t int8_bytes;           // that the int8 tile reads for a byte of a pixel; if 2, whoever writes bytes can write these
+  int64_t int8_tail;            // bytes that follow a pixel then
   bool int8_winograd_pays;      // 16-bit products are less than 2.25 times as slow as those of bytes
 };
 

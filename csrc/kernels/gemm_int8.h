@@ -10,7 +10,7 @@ struct Int8Scratch {
   int64_t tile_stride, tile, c;       // bytes
 };
 
-inline bool reads_in_place(const GemmArgs& g) { return g.plain_product && kInt8Bytes == 1; }
+inline bool reads_in_place(const GemmArgs& g) { return g.plain_product && (kInt8Bytes == 1 || g.sources[0].widened); }
 
 inline Int8Scratch int8_scratch(const GemmArgs& g) {
   Int8Scratch s;

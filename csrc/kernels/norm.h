@@ -132,7 +132,8 @@ static void layer_norm(const LayerNormArgs* args, int64_t task, void* scratch) {
     for (int64_t c = 0; c < channels; c += VL) store(row + c, (load(row + c) - mean) * inverse * load(a.weight + c) + load(a.bias + c));
     if (a.output.dtype == DType::int8) {
       int8_t* out = static_cast<int8_t*>(a.output.data) + i * a.output.stride;
-      a.pixel_scale[i] = quantize_pixel(row, a.output.channels, out, a.not_finite);
+      a.pixel_scale[i] = quantize_pixel(row, a.output.channels, bytes_of(a.output, out), a.not_finite);
+      widen_bytes(a.output, out);
     } else {
       for (int64_t c = 0; c < channels; c += VL) store_as(a.output.data, i * a.output.stride + c, a.output.dtype, load(row + c));
     }

@@ -56,6 +56,12 @@ inline void subtract_own_products(const Int8TileArgs& t, const vi* columns) {
   }
 }
 
+// Of the next panel, those that are widened first.
+inline int64_t first_bytes(const Int8TileArgs& t, int64_t depth) {
+  const int64_t all = t.fetch_end - t.fetch;
+  return all < depth * kPanel ? all : depth * kPanel;
+}
+
 template <int kPanels>
 void int8_tile(const Int8TileArgs& t) {
   static_assert(kPanels == 1, "one panel fills the registers");
@@ -73,11 +79,13 @@ void int8_tile(const Int8TileArgs& t) {
         rows[r] = reinterpret_cast<const int32_t*>(t.rows[r] + t.tap_offsets[tap] + k * kInt8Bytes);
       }
       // While rows multiply, the weights come that are widened next: nothing else would ask for them early.
+      const bool is_last = b == t.b + t.b_panel;
+      const int8_t* next = is_last ? t.fetch : b;
+      const int64_t bytes = is_last ? first_bytes(t, share) : depth * kPanel;
       for (int r = 0; r < t.num_rows; r += kFetchRows) {
         const int64_t count = t.num_rows - r < kFetchRows ? t.num_rows - r : kFetchRows;
-        const int64_t bytes = depth * kPanel;
         for (int64_t i = bytes * r / t.num_rows & -kLineBytes; i < bytes * (r + count) / t.num_rows; i += kLineBytes) {
-          __builtin_prefetch(b + i);
+          __builtin_prefetch(next + i);
         }
         multiply_int16(rows + r, count, depth / 4, widened, t.c + r * kPanel, tap > 0 || k > 0);
       }

@@ -88,6 +88,14 @@ class Arguments {
     return {bytes((pixels - 1) * stride + width), DType::int8, padded(channels), stride};
   }
 
+  // Up to the last pixel's sum, which is what the tail begins with.
+  ActivationView widened_view(int64_t pixels, int64_t channels, const TileInfo& tile) {
+    const int64_t line = 64, width = (channels + line - 1) / line * line * tile.int8_bytes, stride = width + tile.int8_tail;
+    ActivationView view = {bytes((pixels - 1) * stride + width + 4), DType::int8, padded(channels), stride};
+    view.widened = true;
+    return view;
+  }
+
  private:
   bool at_end_;
   std::vector<std::unique_ptr<Guarded>> owned_;

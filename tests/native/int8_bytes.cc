@@ -143,6 +143,10 @@ bool winograd_agrees(const KernelTable& k, Layer layer, Arguments& memory, bool 
 // Runs the layer and returns the checksum of its output.
 uint32_t run_layer(const KernelTable& k, Layer layer, Arguments& memory, bool at_end) {
   QuantizeArgs& q = layer.quantize;
+  const bool may_widen = k.tile.int8_bytes > 1 && !q.layer.depthwise && is_plain_product(layer.gemm);
+  if (may_widen && q.pixels % 2 == 0) {
+    q.output = layer.gemm.sources[0] = memory.widened_view(q.pixels, layer.gemm.k_channels, k.tile);
+  }
   int64_t tasks = (q.pixels + q.block_pixels - 1) / q.block_pixels;
   if (q.layer.depthwise) {
     q.layer.panels = 1;
