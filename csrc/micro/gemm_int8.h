@@ -51,8 +51,8 @@ constexpr int64_t int8_row_step(int) { return kInt16Rows; }
 constexpr int64_t kInt8Bytes = 1, kInt8Tail = 0, kInt8TaskPanels = kInt8Panels == 4 ? 4 : 2;
 constexpr int64_t int8_row_step(int panels) { return int8_rows(panels); }
 #endif
-// Whether a tile brings near the weights that come after its own: AMX is done with a panel before they would arrive.
-#if defined(__AMX_INT8__) || defined(__AVX512VNNI__) || defined(MDRT_WIDE_INT8_A)
+// Whether a tile brings near the weights that come after its own. What it gains was measured on x86 only.
+#if defined(__AVX2__)
 constexpr bool kInt8FetchesAhead = true;
 #else
 constexpr bool kInt8FetchesAhead = false;
