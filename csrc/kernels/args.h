@@ -14,7 +14,7 @@ struct ActivationView {
   DType dtype;          // fp32 or fp16; int8 between `quantize` (or `layer_norm`) and `gemm_int8`
   int64_t channels;     // padded
   int64_t stride;       // elements between pixels
-  bool widened;         // int8: pixels lie as the tile of `gemm_int8` reads them, if that takes more than their bytes (TileInfo)
+  bool widened = false; // int8: pixels lie as the tile of `gemm_int8` reads them, if that takes more than their bytes (TileInfo)
 };
 
 // Floats of a row of sums (kernels/channel_sums.h): (3, channels), then how many pixels they are of, in kPanel floats.

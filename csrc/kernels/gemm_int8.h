@@ -80,7 +80,7 @@ struct Int8Block {
   int64_t pixel0;               // output pixel (of all images) of the first row
   float scale;                  // of the input, if it is the same for all pixels; else 1
   int32_t offset;               // what the stored bytes are above the values
-  bool fetches;                 // whether the weights that are needed next are brought near
+  bool fetches = false;         // whether the weights that are needed next are brought near
 };
 
 constexpr int64_t kKeptWeightBytes = 1 << 20;     // so many stay in the second-level cache from one block of pixels to the next
