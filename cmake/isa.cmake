@@ -29,6 +29,9 @@ set(MDRT_KERNEL_FLAGS -O3 -fno-lto -ffp-contract=fast -fno-math-errno -fno-trapp
 if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
   # The intrinsics' headers of gcc 12 trip over their own undefined registers.
   list(APPEND MDRT_KERNEL_FLAGS -Wno-uninitialized -Wno-maybe-uninitialized)
+  if(MDRT_SANITIZE)
+    list(APPEND MDRT_KERNEL_FLAGS -fno-tree-vrp)   # it takes minutes over a sanitizer's checks in unrolled loops
+  endif()
   if(MDRT_ARCHITECTURE STREQUAL "aarch64")
     list(APPEND MDRT_KERNEL_FLAGS -fno-schedule-insns)   # else gcc spills the register tile
   endif()
