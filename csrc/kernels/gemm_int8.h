@@ -64,9 +64,7 @@ inline void load_int8_tile(const GemmArgs& g, const TileRegion& region, int64_t 
         copy_int8_pixels(out, stride, pixel, g.sources[0].stride, count, bytes);
         continue;
       }
-      int8_t* padding = out + (kInt8Bytes - 1) * bytes;      // the second half, if widening doubles it
-      pad_int8_pixel(g, bytes, padding);
-      if (kInt8Bytes > 1) copy_int8_pixel(out, padding, bytes);
+      write_int8_pixel(out, bytes, true, [&](int8_t* padding) { pad_int8_pixel(g, bytes, padding); });
     }
   }
 }
@@ -184,6 +182,22 @@ inline void fetch_results(const GemmArgs& g, const Int8Sums& sums) {
 // A tile of two panels takes one of a gated layer's values and one of its gates: both stay near while all rows pass.
 constexpr bool kInt8GateInTile = kInt8Panels == 2;
 
+// Each tile brings near a share of the panels that come next, as large as its own of the pixels. They lie as the tile's own do.
+template <int kPanels>
+void fetch_share(const int8_t* next, int64_t first_pixel, int64_t pixels, Int8TileArgs* tile) {
+  const int64_t bytes = kPanels * tile->b_panel;
+  int64_t from = bytes * first_pixel / pixels & -kLineBytes, to = bytes * (first_pixel + tile->num_rows) / pixels;
+  if (tile->b_step != tile->b_panel) {      // two panels apart from each other
+    if (from >= tile->b_panel) {
+      next += tile->b_step - tile->b_panel;
+    } else if (to > tile->b_panel) {
+      to = tile->b_panel;
+    }
+  }
+  tile->fetch = next + from;
+  tile->fetch_end = next + to;
+}
+
 // All rows of the block times one group of panels; `next_panel` is the first of the group that follows.
 template <int kPanels, bool kGateInTile>
 void int8_panels(const Int8Block& block, int64_t panel, int64_t next_panel, int32_t* c) {
@@ -208,25 +222,11 @@ void int8_panels(const Int8Block& block, int64_t panel, int64_t next_panel, int3
   const StoreSums store_tile = choose_store(g);
   const int64_t pixels = t.h * t.w;
   const bool fetches = block.fetches && next_panel != panel;
-  // Each tile fetches its share of the next panels.
-  const auto multiply = [&](int64_t m, const int8_t* weights, int32_t* sums) {
+  const auto multiply = [&](int64_t m, const int8_t* weights, int32_t* to) {
     tile.b = weights;
-    tile.c = sums;
+    tile.c = to;
     tile.fetch = tile.fetch_end = nullptr;
-    if (fetches) {
-      const int64_t bytes = kPanels * tile.b_panel;
-      int64_t from = bytes * m / pixels & -kLineBytes, to = bytes * (m + tile.num_rows) / pixels;
-      const int8_t* next = weights + (next_panel - panel) * tile.b_panel;
-      if (kGateInTile) {
-        if (from >= tile.b_panel) {
-          next += to_gate - tile.b_panel;
-        } else if (to > tile.b_panel) {
-          to = tile.b_panel;
-        }
-      }
-      tile.fetch = next + from;
-      tile.fetch_end = next + to;
-    }
+    if (fetches) fetch_share<kPanels>(weights + (next_panel - panel) * tile.b_panel, m, pixels, &tile);
     int8_tile<kPanels>(tile);
   };
   const int64_t row_step = g.stride_h * block.a_w * block.a_stride, step = g.stride_w * block.a_stride;

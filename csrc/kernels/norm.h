@@ -131,9 +131,10 @@ static void layer_norm(const LayerNormArgs* args, int64_t task, void* scratch) {
     const float inverse = 1.0f / __builtin_sqrtf(variance + a.eps);
     for (int64_t c = 0; c < channels; c += VL) store(row + c, (load(row + c) - mean) * inverse * load(a.weight + c) + load(a.bias + c));
     if (a.output.dtype == DType::int8) {
-      int8_t* out = static_cast<int8_t*>(a.output.data) + i * a.output.stride;
-      a.pixel_scale[i] = quantize_pixel(row, a.output.channels, bytes_of(a.output, out), a.not_finite);
-      widen_bytes(a.output, out);
+      int8_t* pixel = static_cast<int8_t*>(a.output.data) + i * a.output.stride;
+      write_int8_pixel(pixel, round_up(a.output.channels, kInt8Align), a.output.widened, [&](int8_t* out) {
+        a.pixel_scale[i] = quantize_pixel(row, a.output.channels, out, a.not_finite);
+      });
     } else {
       for (int64_t c = 0; c < channels; c += VL) store_as(a.output.data, i * a.output.stride + c, a.output.dtype, load(row + c));
     }

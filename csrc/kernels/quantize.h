@@ -50,14 +50,6 @@ inline void clear_bytes(int8_t* row, int64_t channels) {
   if (end > channels) memset(row + channels, 0, static_cast<size_t>(end - channels));
 }
 
-// Where the bytes of a pixel are written, and what is left to do then: a widened pixel's lie in its second half first.
-inline int8_t* bytes_of(const ActivationView& view, int8_t* pixel) {
-  return view.widened ? pixel + (kInt8Bytes - 1) * round_up(view.channels, kInt8Align) : pixel;
-}
-inline void widen_bytes(const ActivationView& view, int8_t* pixel) {
-  if (kInt8Bytes > 1 && view.widened) copy_int8_pixel(pixel, bytes_of(view, pixel), round_up(view.channels, kInt8Align));
-}
-
 // One pixel, one scale: out = round(x / s) with s = max|x| / 127, or 1 if that is zero or subnormal. Returns s.
 inline float quantize_pixel(const float* x, int64_t channels, int8_t* out, int32_t* not_finite) {
   vi top = {};
@@ -102,21 +94,23 @@ inline vi quantize_pixel(const float* x, int64_t channels, const Int8Input& inpu
 
 // Writes floats of `count` pixels as bytes. A function of its own, because what lives across its callers' calls lives in memory.
 __attribute__((noinline)) void write_bytes(const QuantizeArgs& a, const float* rows, int64_t pixel, int64_t count) {
-  const int64_t channels = a.layer.k_channels, stride = a.output.stride;
+  const int64_t channels = a.layer.k_channels, bytes = round_up(channels, kInt8Align), stride = a.output.stride;
+  const bool widened = a.output.widened;
   int8_t* out = static_cast<int8_t*>(a.output.data) + pixel * stride;
   if (a.pixel_scale) {
     for (int64_t i = 0; i < count; ++i) {
-      int8_t* bytes = bytes_of(a.output, out + i * stride);
-      a.pixel_scale[pixel + i] = quantize_pixel(rows + i * channels, channels, bytes, a.not_finite);
-      widen_bytes(a.output, out + i * stride);
+      write_int8_pixel(out + i * stride, bytes, widened, [&](int8_t* to) {
+        a.pixel_scale[pixel + i] = quantize_pixel(rows + i * channels, channels, to, a.not_finite);
+      });
     }
     return;
   }
   const Int8Input input = int8_input(a);
   vi magnitudes = {};
   for (int64_t i = 0; i < count; ++i) {
-    magnitudes = quantize_pixel(rows + i * channels, channels, input, bytes_of(a.output, out + i * stride), magnitudes);
-    widen_bytes(a.output, out + i * stride);
+    write_int8_pixel(out + i * stride, bytes, widened, [&](int8_t* to) {
+      magnitudes = quantize_pixel(rows + i * channels, channels, input, to, magnitudes);
+    });
   }
   note_not_finite(largest_lane(magnitudes), a.not_finite);
 }

@@ -41,8 +41,8 @@ constexpr int int8_rows(int panels) { return panels > 2 ? 24 / panels : kInt8Row
 // Panels of a task are a multiple of this. Threes and fours make up any number but 1, 2 and 5.
 constexpr int kInt8PanelStep = kInt8Panels == 4 ? 1 : kInt8Panels;
 constexpr int64_t kInt8Align = 64;    // bytes of a stored pixel that may be read: a multiple of this
-// Bytes of an element of A as the tile reads it, and of what stands behind a pixel; if there are 2, pixels are copied even where
-// they could be read in place. Pointers to rows must exist up to a multiple of int8_row_step.
+// Bytes of an element of A as the tile reads it, and of what stands behind a pixel; if there are 2, only widened pixels are read in
+// place. Pointers to rows must exist up to a multiple of int8_row_step.
 #if defined(__AVX2__) && !defined(__AVXVNNI__) && !defined(__AVX512BW__)
 #define MDRT_WIDE_INT8_A 1
 constexpr int64_t kInt8Bytes = 2, kInt8Tail = 64, kInt8TaskPanels = 6;
@@ -85,9 +85,19 @@ struct Int8TileArgs {
 #include "micro/gemm_int8_dot4.h"
 #endif
 
-#ifndef MDRT_WIDE_INT8_A
 namespace {
+
+#ifndef MDRT_WIDE_INT8_A
 // A pixel as the tile reads it.
 inline void copy_int8_pixel(int8_t* out, const int8_t* in, int64_t bytes) { memcpy(out, in, static_cast<size_t>(bytes)); }
-}  // namespace
 #endif
+
+// Has `write` write the bytes of a pixel, which are widened then if it is to be as the tile reads it: they lie in its second half first.
+template <typename Write>
+inline void write_int8_pixel(int8_t* pixel, int64_t bytes, bool widened, Write write) {
+  int8_t* out = widened ? pixel + (kInt8Bytes - 1) * bytes : pixel;
+  write(out);
+  if (kInt8Bytes > 1 && widened) copy_int8_pixel(pixel, out, bytes);
+}
+
+}  // namespace
