@@ -77,14 +77,16 @@ class Layer {
   // Normal numbers: the inverse of every scale is finite.
   void check_scales(size_t slot) const {
     const float* scales = data<float>(slot);
-    for (int64_t i = 0; i < weight_shape(node_, slot)[0]; ++i)
+    const int64_t count = weight_shape(node_, slot)[0];
+    for (int64_t i = 0; i < count; ++i)
       if (!(scales[i] >= FLT_MIN && scales[i] <= FLT_MAX))
         refuse(slot, "entry " + std::to_string(i) + " is " + std::to_string(scales[i]) + "; scales are finite, positive and not subnormal");
   }
 
   void check_range(size_t slot, int64_t low, int64_t high) const {
     const int32_t* values = data<int32_t>(slot);
-    for (int64_t i = 0; i < weight_shape(node_, slot)[0]; ++i)
+    const int64_t count = weight_shape(node_, slot)[0];
+    for (int64_t i = 0; i < count; ++i)
       if (values[i] < low || values[i] > high)
         refuse(slot, "entry " + std::to_string(i) + " is " + std::to_string(values[i]) + ", not within " + std::to_string(low) +
                          " and " + std::to_string(high));
