@@ -15,11 +15,14 @@ class Processor:
 
     Attributes:
         avx_vnni: whether it has that.
-        units: labels of `peers.peaks.UNITS` that are left.
     """
 
     avx_vnni: bool
-    units: frozenset[str]
+
+    @property
+    def units(self) -> tuple[str, str]:
+        """Labels of `peers.peaks.UNITS` that are left."""
+        return "fp32 AVX2", "int8 AVX-VNNI" if self.avx_vnni else "int8 AVX2, saturating"
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,6 @@ CONTENDERS = (
 
 
 LIMITS = {
-    "AVX2": Processor(False, frozenset({"fp32 AVX2", "int8 AVX2, saturating"})),
-    "AVX-VNNI": Processor(True, frozenset({"fp32 AVX2", "int8 AVX-VNNI"})),
+    "AVX2": Processor(avx_vnni=False),
+    "AVX-VNNI": Processor(avx_vnni=True),
 }
