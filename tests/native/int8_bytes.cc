@@ -3,7 +3,8 @@
 //
 //   int8_bytes [--count N] [--seed S]
 //
-// The checksum printed at the end is that of all results: for the same options it is the same on every processor.
+// N products, N convolutions and N convolutions that Winograd's algorithm can do are compared. The checksum printed at the end is that of all results: for the same options it is the same on every processor.
+#include <algorithm>
 #include <cstdio>
 
 #include "crc32c.h"
@@ -14,8 +15,6 @@
 using namespace mdrt;
 
 namespace {
-
-int64_t winograd_layers = 0;    // done by both algorithms, on all ISAs
 
 struct Layer {
   QuantizeArgs quantize = {};
@@ -34,7 +33,7 @@ void choose_input(Arguments& memory, bool same_bytes, GemmArgs* g) {
   g->view_w = resized ? g->in_w * 2 - pick(0, g->in_w > 1) : g->in_w;
   const bool depthwise = !same_bytes && pick(0, 2) == 0;
   g->kernel_h = g->kernel_w = depthwise || coin() ? 3 : 1;
-  g->stride_h = g->stride_w = g->kernel_h == 3 ? pick(1, 2) : 1;
+  g->stride_h = g->stride_w = g->kernel_h == 3 && pick(0, 3) == 0 ? 2 : 1;
   g->pad_top = g->pad_left = g->kernel_h / 2;
   g->out_h = (g->view_h + 2 * g->pad_top - g->kernel_h) / g->stride_h + 1;
   g->out_w = (g->view_w + 2 * g->pad_left - g->kernel_w) / g->stride_w + 1;
@@ -128,15 +127,15 @@ Layer choose_layer(Arguments& memory) {
 
 uint32_t checksum_of(const Layer& layer) { return crc32c(0, layer.gemm.output.data, static_cast<size_t>(layer.output_bytes)); }
 
-// Whether Winograd's algorithm, where it can do the layer, gives the bytes that are in the output already.
+bool has_winograd(const GemmArgs& g) { return !g.pixel_scale && can_use_winograd_int8(g); }
+
+// Whether Winograd's algorithm gives the bytes that are in the output already.
 bool winograd_agrees(const KernelTable& k, Layer layer, Arguments& memory, bool at_end) {
   GemmArgs& g = layer.gemm;
-  if (g.pixel_scale || !can_use_winograd_int8(g)) return true;
   const uint32_t expected = checksum_of(layer);
   choose_winograd_int8_blocks(&g);
   g.output_sums = memory.output_sums(g);
   run(k.winograd_int8, g, g.batch * g.blocks_y * g.blocks_x * g.panel_blocks, k.winograd_int8_scratch_bytes(&g), at_end);
-  ++winograd_layers;
   return checksum_of(layer) == expected;
 }
 
@@ -161,37 +160,48 @@ uint32_t run_layer(const KernelTable& k, Layer layer, Arguments& memory, bool at
   return checksum_of(layer);
 }
 
+// Layers so far, and how many of them were compared between all ISAs, or between the two algorithms on each.
+struct Counts {
+  int64_t layers = 0, products = 0, convolutions = 0, winograd = 0, wrong = 0;
+  uint32_t checksum = 0;
+};
+
+void test_layer(Counts* counts) {
+  const int64_t number = counts->layers++;
+  const bool at_end = number % 2 == 0;
+  const Isa& first = compiled_isas().front();
+  Arguments memory(at_end);
+  const Layer layer = choose_layer(memory);
+  const bool winograd = has_winograd(layer.gemm);
+  const uint32_t expected = run_layer(*first.kernels, layer, memory, at_end);
+  for (const Isa& isa : compiled_isas()) {
+    if (!is_usable(isa)) continue;
+    if (run_layer(*isa.kernels, layer, memory, at_end) != expected && layer.same_bytes) {
+      printf("int8_bytes: layer %lld: %s differs from %s\n", static_cast<long long>(number), isa.name, first.name);
+      ++counts->wrong;
+    }
+    if (winograd && !winograd_agrees(*isa.kernels, layer, memory, at_end)) {
+      printf("int8_bytes: layer %lld: on %s Winograd's algorithm differs\n", static_cast<long long>(number), isa.name);
+      ++counts->wrong;
+    }
+  }
+  counts->winograd += winograd;
+  if (!layer.same_bytes) return;
+  ++(layer.gemm.kernel_h == 1 ? counts->products : counts->convolutions);
+  counts->checksum = crc32c(counts->checksum, &expected, sizeof expected);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  const int64_t count = read_options(argc, argv, 300);
-  uint32_t all = 0;
-  int64_t compared = 0, wrong = 0;
+  const int64_t count = read_options(argc, argv, 100);
   for (const Isa& isa : compiled_isas()) {
     if (!is_usable(isa)) printf("int8_bytes: %s not executed: this CPU lacks one of: %s\n", isa.name, isa.features);
   }
-  for (int64_t i = 0; i < count; ++i) {
-    const bool at_end = i % 2 == 0;
-    Arguments memory(at_end);
-    const Layer layer = choose_layer(memory);
-    const uint32_t expected = run_layer(*compiled_isas().front().kernels, layer, memory, at_end);
-    for (const Isa& isa : compiled_isas()) {
-      if (!is_usable(isa)) continue;
-      if (run_layer(*isa.kernels, layer, memory, at_end) != expected && layer.same_bytes) {
-        printf("int8_bytes: layer %lld: %s differs from %s\n", static_cast<long long>(i), isa.name, compiled_isas().front().name);
-        ++wrong;
-      }
-      if (!winograd_agrees(*isa.kernels, layer, memory, at_end)) {
-        printf("int8_bytes: layer %lld: on %s Winograd's algorithm differs\n", static_cast<long long>(i), isa.name);
-        ++wrong;
-      }
-    }
-    if (!layer.same_bytes) continue;
-    all = crc32c(all, &expected, sizeof expected);
-    ++compared;
-  }
-  printf("int8_bytes: %lld layers, %lld of them compared, %lld by Winograd, %lld differ, checksum %08x\n", static_cast<long long>(count),
-         static_cast<long long>(compared), static_cast<long long>(winograd_layers), static_cast<long long>(wrong),
-         static_cast<unsigned>(all));
-  return wrong ? 1 : 0;
+  Counts counts;
+  while (std::min({counts.products, counts.convolutions, counts.winograd}) < count) test_layer(&counts);
+  printf("int8_bytes: %lld layers; compared: %lld products, %lld convolutions, %lld of Winograd's; %lld differ, checksum %08x\n",
+         static_cast<long long>(counts.layers), static_cast<long long>(counts.products), static_cast<long long>(counts.convolutions),
+         static_cast<long long>(counts.winograd), static_cast<long long>(counts.wrong), static_cast<unsigned>(counts.checksum));
+  return counts.wrong ? 1 : 0;
 }
