@@ -3,7 +3,8 @@
 //
 //   int8_bytes [--count N] [--seed S]
 //
-// N products, N convolutions and N convolutions that Winograd's algorithm can do are compared. The checksum printed at the end is that of all results: for the same options it is the same on every processor.
+// N products, N convolutions and N convolutions that Winograd's algorithm can do are compared. The checksum printed at the end is
+// that of all results: for the same options it is the same on every processor.
 #include <algorithm>
 #include <cstdio>
 
@@ -176,7 +177,7 @@ void test_layer(Counts* counts) {
   const uint32_t expected = run_layer(*first.kernels, layer, memory, at_end);
   for (const Isa& isa : compiled_isas()) {
     if (!is_usable(isa)) continue;
-    if (run_layer(*isa.kernels, layer, memory, at_end) != expected && layer.same_bytes) {
+    if (&isa != &first && run_layer(*isa.kernels, layer, memory, at_end) != expected && layer.same_bytes) {
       printf("int8_bytes: layer %lld: %s differs from %s\n", static_cast<long long>(number), isa.name, first.name);
       ++counts->wrong;
     }
