@@ -31,6 +31,7 @@ namespace MDRT_ISA_NAME {
 #include "kernels/winograd.h"
 #include "kernels/narrow.h"
 #include "kernels/quantize.h"
+#include "kernels/finish_int8.h"
 #include "kernels/gemm_int8.h"
 #include "kernels/winograd_int8.h"
 #include "kernels/depthwise.h"

@@ -12,7 +12,7 @@ namespace mdrt {
 namespace {
 
 constexpr int kMaxThreads = 256;
-constexpr int64_t kSpinNanoseconds = 50000;    // the steps of a plan follow each other faster than a thread falls asleep
+constexpr int64_t kSpinNanoseconds = 1000000;     // as long as the last task of another thread may take: waking up costs a twentieth of it
 
 int thread_count(int wanted) {
   if (wanted > 0) return wanted > kMaxThreads ? kMaxThreads : wanted;

@@ -76,8 +76,7 @@ struct Int8Block {
   const int8_t* a;              // the block's first pixel
   int64_t a_w, a_stride;        // pixels of a row of `a`, bytes of a pixel
   int64_t pixel0;               // output pixel (of all images) of the first row
-  float scale;                  // of the input, if it is the same for all pixels; else 1
-  int32_t offset;               // what the stored bytes are above the values
+  Int8InputScale input;
   bool fetches = false;         // whether the weights that are needed next are brought near
 };
 
@@ -86,97 +85,6 @@ constexpr int64_t kKeptWeightBytes = 1 << 20;     // so many stay in the second-
 // Weights that the first block of pixels has read lie near for the others, unless they are many.
 inline bool reads_far_weights(const GemmArgs& g, int64_t task) {
   return task < g.panel_blocks || g.panels * kPanel * g.kernel_h * g.kernel_w * g.k_channels > kKeptWeightBytes;
-}
-
-// What turns sums of some columns into floats: (sum - offset * weight_sum) * (s * weight_scale) + bias.
-struct Int8Columns {
-  int32_t correction[kInt8Columns];   // offset * weight_sum
-  float factor[kInt8Columns];         // s * weight_scale, without s where it differs from pixel to pixel
-  float bias[kInt8Columns];
-};
-
-inline void read_columns(const Int8Block& block, int64_t column, int64_t columns, Int8Columns* out) {
-  const GemmArgs& g = block.g;
-  for (int64_t j = 0; j < columns; j += VL) {
-    store_int(out->correction + j, block.offset * load_int(g.weight_sum + column + j));
-    store(out->factor + j, block.scale * load(g.weight_scale + column + j));
-    store(out->bias + j, g.bias ? load(g.bias + column + j) : vf{});
-  }
-}
-
-// A register tile on its way: sums of `rows` rows, and of the gate's columns if there is one.
-struct Int8Sums {
-  const int32_t *c, *gate;
-  const int64_t* pixels;        // of the output, one for each row
-  int64_t rows, column, columns;
-};
-
-// VL columns of `Int8Columns`.
-struct Int8Lanes {
-  vi correction;
-  vf factor, bias;
-};
-
-inline Int8Lanes read_lanes(const Int8Columns& columns, int64_t j) {
-  return {load_int(columns.correction + j), load(columns.factor + j), load(columns.bias + j)};
-}
-
-inline vf dequantize(vf factor, const Int8Lanes& lanes, const int32_t* sums) {
-  return rounded(__builtin_convertvector(load_int(sums) - lanes.correction, vf) * factor) + lanes.bias;
-}
-
-// What does not change from row to row is read once; stores could change it for all that the compiler knows.
-template <bool kGated, bool kResidual, DType kDType>
-void store_sums(const Int8Block& block, const Int8Sums& from, const Int8Columns& value, const Int8Columns& gate) {
-  const GemmArgs& g = block.g;
-  const Int8Sums sums = from;
-  const Activation activation = g.activation;
-  const ActivationView output = g.output, residual = g.residual;
-  const float* const pixel_scale = g.pixel_scale;
-  const float* image_bias = g.image_bias ? g.image_bias + block.t.image * g.image_bias_stride + sums.column : nullptr;
-  for (int64_t j = 0; j < sums.columns; j += VL) {
-    const Int8Lanes value_lanes = read_lanes(value, j), gate_lanes = kGated ? read_lanes(gate, j) : value_lanes;
-    const vf added = image_bias ? load(image_bias + j) : vf{};
-    vf value_factor = value_lanes.factor, gate_factor = gate_lanes.factor;
-    for (int64_t r = 0; r < sums.rows; ++r) {
-      const int64_t pixel = sums.pixels[r];
-      if (pixel_scale) {
-        const vf scale = splat(pixel_scale[pixel]);
-        value_factor = rounded(scale * value_lanes.factor);
-        gate_factor = rounded(scale * gate_lanes.factor);
-      }
-      vf x = dequantize(value_factor, value_lanes, sums.c + r * kInt8Columns + j);
-      if (kGated) {
-        x *= activate(dequantize(gate_factor, gate_lanes, sums.gate + r * kInt8Columns + j), activation);
-      } else {
-        if (image_bias) x += added;
-        if (activation != Activation::none) x = activate(x, activation);
-      }
-      if (kResidual) x += load_as(residual.data, pixel * residual.stride + sums.column + j, residual.dtype);
-      store_as(output.data, pixel * output.stride + sums.column + j, kDType, x);
-    }
-  }
-}
-
-typedef void (*StoreSums)(const Int8Block&, const Int8Sums&, const Int8Columns&, const Int8Columns&);
-
-template <DType kDType>
-StoreSums choose_store_of(const GemmArgs& g) {
-  if (g.gated) return g.residual.data ? store_sums<true, true, kDType> : store_sums<true, false, kDType>;
-  return g.residual.data ? store_sums<false, true, kDType> : store_sums<false, false, kDType>;
-}
-
-inline StoreSums choose_store(const GemmArgs& g) {
-  return g.output.dtype == DType::fp16 ? choose_store_of<DType::fp16>(g) : choose_store_of<DType::fp32>(g);
-}
-
-// What a tile will add to and write over, brought near while it multiplies: columns of pixels lie far apart.
-inline void fetch_results(const GemmArgs& g, const Int8Sums& sums) {
-  for (int64_t r = 0; r < sums.rows; ++r) {
-    fetch_pixel<true>(g.output.data, sums.pixels[r] * g.output.stride + sums.column, sums.columns, g.output.dtype);
-    if (!g.residual.data) continue;
-    fetch_pixel<false>(g.residual.data, sums.pixels[r] * g.residual.stride + sums.column, sums.columns, g.residual.dtype);
-  }
 }
 
 // A tile of two panels takes one of a gated layer's values and one of its gates: both stay near while all rows pass.
@@ -214,12 +122,11 @@ void int8_panels(const Int8Block& block, int64_t panel, int64_t next_panel, int3
   const int64_t to_gate = g.panels / 2 * tile.b_panel;
   tile.b_step = kGateInTile ? to_gate : tile.b_panel;
   const int8_t* b = static_cast<const int8_t*>(g.weight) + panel * tile.b_panel;
-  const int32_t* gate_sums = c + (kGateInTile ? kPanel : kInt8Rows * kInt8Columns);
-  Int8Sums sums = {c, gate_sums, pixels_of, 0, panel * kPanel, (kGateInTile ? 1 : kPanels) * kPanel};
+  constexpr int kColumns = (kGateInTile ? 1 : kPanels) * static_cast<int>(kPanel);
+  Int8Sums sums = {c, c + (kGateInTile ? kPanel : kInt8Rows * kInt8Columns), pixels_of, 0, panel * kPanel};
   Int8Columns value, gate;
-  read_columns(block, sums.column, sums.columns, &value);
-  if (g.gated) read_columns(block, sums.column + g.panels / 2 * kPanel, sums.columns, &gate);
-  const StoreSums store_tile = choose_store(g);
+  read_columns(g, block.input, sums.column, kColumns, &value);
+  if (g.gated) read_columns(g, block.input, sums.column + g.panels / 2 * kPanel, kColumns, &gate);
   const int64_t pixels = t.h * t.w;
   const bool fetches = block.fetches && next_panel != panel;
   const auto multiply = [&](int64_t m, const int8_t* weights, int32_t* to) {
@@ -239,11 +146,11 @@ void int8_panels(const Int8Block& block, int64_t panel, int64_t next_panel, int3
       pixels_of[r] = row_pixel + x;
       if (m + r + 1 < pixels && ++x == t.w) x = 0, row += row_step, row_pixel += g.out_w;
     }
-    fetch_results(g, sums);
+    fetch_results(g, sums, kColumns);
     tile.num_rows = static_cast<int>(sums.rows);
     multiply(m, b, c);
     if (g.gated && !kGateInTile) multiply(m, b + to_gate, c + kInt8Rows * kInt8Columns);
-    store_tile(block, sums, value, gate);
+    finish_sums<kColumns>(g, t.image, sums, value, gate);
   }
 }
 
@@ -270,12 +177,8 @@ static void gemm_int8(const GemmArgs* args, int64_t task, void* scratch) {
   const GemmTask t = gemm_task(g, task);
   int32_t* c = static_cast<int32_t*>(scratch);
   int8_t* copied = static_cast<int8_t*>(scratch) + s.c;
-  Int8Block block = {g, t, copied, t.w, s.tile_stride, (t.image * g.out_h + t.y0) * g.out_w + t.x0, 1.0f, kInt8Offset,
+  Int8Block block = {g, t, copied, t.w, s.tile_stride, (t.image * g.out_h + t.y0) * g.out_w + t.x0, int8_input_scale(g),
                      kInt8FetchesAhead && reads_far_weights(g, task)};
-  if (!g.pixel_scale) {
-    block.scale = *g.input_scale;
-    block.offset += *g.input_zero_point;
-  }
   if (reads_in_place(g)) {
     block.a = static_cast<const int8_t*>(g.sources[0].data) + block.pixel0 * g.sources[0].stride;
     block.a_w = g.out_w;

@@ -202,16 +202,14 @@ inline void transform_int8_outputs(const Int8PointSums& from, int64_t tile, int6
 }
 
 // Sums of a panel -> output pixels, a row of tiles at a time.
-inline void finish_int8_panel(const Int8Block& block, const WinogradTiles& tiles, int64_t panel, const Int8PointSums& from,
+inline void finish_int8_panel(const GemmArgs& g, const GemmTask& t, const WinogradTiles& tiles, int64_t panel, const Int8PointSums& from,
                               const Int8WinogradScratch& s, int32_t* results) {
-  const GemmArgs& g = block.g;
-  const GemmTask& t = block.t;
+  const int64_t pixel0 = (t.image * g.out_h + t.y0) * g.out_w + t.x0;
   Int8Columns value;
-  read_columns(block, panel * kPanel, kPanel, &value);
-  const StoreSums store_tile = choose_store(g);
+  read_columns(g, int8_input_scale(g), panel * kPanel, kPanel, &value);
   constexpr int64_t kMostPixels = 64;
   int64_t pixels[kMostPixels];
-  Int8Sums sums = {results, nullptr, pixels, 0, panel * kPanel, kPanel};
+  Int8Sums sums = {results, nullptr, pixels, 0, panel * kPanel};
   for (int64_t tile = 0; tile < tiles.count(); ++tile) {
     const int64_t y0 = tile / tiles.columns * kIntOut, x0 = tile % tiles.columns * kIntOut;
     for (int64_t j = 0; j < kPanel; j += VL) {
@@ -221,13 +219,13 @@ inline void finish_int8_panel(const Int8Block& block, const WinogradTiles& tiles
       for (int64_t i = 0; i < kIntOut * kIntOut; ++i) {
         const int64_t y = y0 + i / kIntOut, x = x0 + i % kIntOut;
         if (y >= t.h || x >= t.w) continue;
-        pixels[row] = block.pixel0 + y * g.out_w + x;
+        pixels[row] = pixel0 + y * g.out_w + x;
         store_int(results + row++ * kInt8Columns + j, out[i]);
       }
       if (j + VL == kPanel) sums.rows = row;
     }
     if (tile % tiles.columns == tiles.columns - 1) {
-      store_tile(block, sums, value, value);
+      finish_sums<kPanel>(g, t.image, sums, value, value);
       sums.rows = 0;
     }
   }
@@ -271,10 +269,9 @@ static void winograd_int8(const GemmArgs* args, int64_t task, void* scratch) {
       multiply_int8_points(inputs, weights, tiles.count(), round_up(depth, kGroupBytes) / 4, s, sums + p * s.sum_panel, k0 > 0);
     }
   }
-  Int8Block block = {g, t, nullptr, 0, 0, (t.image * g.out_h + t.y0) * g.out_w + t.x0, *g.input_scale, kInt8Offset + *g.input_zero_point};
   for (int64_t p = 0; p < t.panels; ++p) {
     const Int8PointSums from = {sums + p * s.sum_panel, row_sums, column_sums + p * kIntPoints * kPanel};
-    finish_int8_panel(block, tiles, t.panel0 + p, from, s, results);
+    finish_int8_panel(g, t, tiles, t.panel0 + p, from, s, results);
   }
   sum_output(g, t, task);
 }
