@@ -4,9 +4,9 @@
 
 In every round each layer follows a measurement of the peak, so that both see the same clock: the median of the layer's
 runs, its int8 input's making included, is divided by that peak. A neighbour on the same core takes loads, caches and
-the front end from a layer and nothing from the peak, a loop on registers. So as many threads compress some bytes before
-and after, which says how much of their cores they have: a round is quiet where that took little more than the best time
-of the whole run. Printed are median and range of all rounds and of the quiet ones.
+the front end from a layer and nothing from the peak, a loop on registers. So before and after a thread on every core
+compresses some bytes, which says how much of the cores is there: a round is quiet where that took little more than the
+best time of the whole run. Printed are median and range of all rounds and of the quiet ones.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ class Round:
 
 
 class Witness:
-    """Says how long some work takes that has nothing to do with mdrt, on as many threads at once."""
+    """Says how long some work takes that has nothing to do with mdrt, on every core at once."""
 
-    def __init__(self, threads: int) -> None:
-        self._pool = ThreadPoolExecutor(threads)
-        self._threads = threads
+    def __init__(self) -> None:
+        self._cores = _core.build_info()["usable_cores"]
+        self._pool = ThreadPoolExecutor(self._cores)
 
     def seconds(self) -> float:
-        return max(self._pool.map(self._compress, range(self._threads)))
+        return max(self._pool.map(self._compress, range(self._cores)))
 
     @staticmethod
     def _compress(_: int) -> float:
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="default: the physical cores")
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
-    witness = Witness(arguments.threads or _core.build_info()["usable_cores"])
+    witness = Witness()
     probes = [Probe(text, "int8", isa=arguments.isa or None, threads=arguments.threads or None) for text in LAYERS]
     gmac = [measure(probe, 3)["gmac"] for probe in probes]
     rounds: list[list[Round]] = [[] for _ in LAYERS]
