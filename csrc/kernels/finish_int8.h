@@ -14,7 +14,8 @@ inline Int8InputScale int8_input_scale(const GemmArgs& g) {
   return g.pixel_scale ? Int8InputScale{1.0f, kInt8Offset} : Int8InputScale{*g.input_scale, kInt8Offset + *g.input_zero_point};
 }
 
-// What turns sums of some columns into floats: (sum - offset * weight_sum) * (s * weight_scale) + bias.
+// What turns sums of some columns into floats: (sum - offset * weight_sum) * (s * weight_scale) + bias. Integers are taken modulo
+// 2^32, since a broken file may hold any weight_sum.
 struct Int8Columns {
   int32_t correction[kInt8Columns];   // offset * weight_sum
   float factor[kInt8Columns];         // s * weight_scale, without s where it differs from pixel to pixel
@@ -23,7 +24,8 @@ struct Int8Columns {
 
 inline void read_columns(const GemmArgs& g, Int8InputScale input, int64_t column, int64_t columns, Int8Columns* out) {
   for (int64_t j = 0; j < columns; j += VL) {
-    store_int(out->correction + j, input.offset * load_int(g.weight_sum + column + j));
+    const vu weight_sum = reinterpret_cast<vu>(load_int(g.weight_sum + column + j));
+    store_int(out->correction + j, reinterpret_cast<vi>(static_cast<uint32_t>(input.offset) * weight_sum));
     store(out->factor + j, input.scale * load(g.weight_scale + column + j));
     store(out->bias + j, g.bias ? load(g.bias + column + j) : vf{});
   }
@@ -48,8 +50,8 @@ void dequantize(const Int8Sums& sums, const float* pixel_scale, const Int8Column
     for (int j = 0; j < kColumns; j += VL) {
       vf factor = load(columns.factor + j);
       if (kPixelScale) factor = rounded(scale * factor);
-      const vi sum = load_int(c + j) - load_int(columns.correction + j);
-      store_float(c + j, rounded(__builtin_convertvector(sum, vf) * factor) + load(columns.bias + j));
+      const vu sum = reinterpret_cast<vu>(load_int(c + j)) - reinterpret_cast<vu>(load_int(columns.correction + j));
+      store_float(c + j, rounded(__builtin_convertvector(reinterpret_cast<vi>(sum), vf) * factor) + load(columns.bias + j));
     }
   }
 }
