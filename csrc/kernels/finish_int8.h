@@ -5,15 +5,6 @@
 
 namespace {
 
-struct Int8InputScale {
-  float scale;                  // if it is the same for all pixels; else 1
-  int32_t offset;               // what the stored bytes are above the values
-};
-
-inline Int8InputScale int8_input_scale(const GemmArgs& g) {
-  return g.pixel_scale ? Int8InputScale{1.0f, kInt8Offset} : Int8InputScale{*g.input_scale, kInt8Offset + *g.input_zero_point};
-}
-
 // What turns sums of some columns into floats: (sum - offset * weight_sum) * (s * weight_scale) + bias. Integers are taken modulo
 // 2^32, since a broken file may hold any weight_sum.
 struct Int8Columns {
@@ -22,11 +13,13 @@ struct Int8Columns {
   float bias[kInt8Columns];
 };
 
-inline void read_columns(const GemmArgs& g, Int8InputScale input, int64_t column, int64_t columns, Int8Columns* out) {
+inline void read_columns(const GemmArgs& g, int64_t column, int64_t columns, Int8Columns* out) {
+  const float scale = g.pixel_scale ? 1.0f : *g.input_scale;
+  const int32_t offset = g.pixel_scale ? kInt8Offset : kInt8Offset + *g.input_zero_point;    // of the stored bytes above the values
   for (int64_t j = 0; j < columns; j += VL) {
     const vu weight_sum = reinterpret_cast<vu>(load_int(g.weight_sum + column + j));
-    store_int(out->correction + j, reinterpret_cast<vi>(static_cast<uint32_t>(input.offset) * weight_sum));
-    store(out->factor + j, input.scale * load(g.weight_scale + column + j));
+    store_int(out->correction + j, reinterpret_cast<vi>(static_cast<uint32_t>(offset) * weight_sum));
+    store(out->factor + j, scale * load(g.weight_scale + column + j));
     store(out->bias + j, g.bias ? load(g.bias + column + j) : vf{});
   }
 }
@@ -102,9 +95,9 @@ void add_pixels(const Int8Sums& sums, const ActivationView& x) {
   int32_t* c = sums.c;
   const int64_t* pixels = sums.pixels;
   for (const int32_t* end = c + sums.rows * kInt8Columns; c < end; c += kInt8Columns, ++pixels) {
-    const char* from = element(x.data, *pixels * x.stride + sums.column, kDType);
+    const int64_t first = *pixels * x.stride + sums.column;
 #pragma GCC unroll 16
-    for (int j = 0; j < kColumns; j += VL) store_float(c + j, load_float(c + j) + load_as(from, j, kDType));
+    for (int j = 0; j < kColumns; j += VL) store_float(c + j, load_float(c + j) + load_as(x.data, first + j, kDType));
   }
 }
 
@@ -113,9 +106,9 @@ void store_pixels(const Int8Sums& sums, const ActivationView& x) {
   const int32_t* c = sums.c;
   const int64_t* pixels = sums.pixels;
   for (const int32_t* end = c + sums.rows * kInt8Columns; c < end; c += kInt8Columns, ++pixels) {
-    char* to = const_cast<char*>(element(x.data, *pixels * x.stride + sums.column, kDType));
+    const int64_t first = *pixels * x.stride + sums.column;
 #pragma GCC unroll 16
-    for (int j = 0; j < kColumns; j += VL) store_as(to, j, kDType, load_float(c + j));
+    for (int j = 0; j < kColumns; j += VL) store_as(x.data, first + j, kDType, load_float(c + j));
   }
 }
 

@@ -76,7 +76,6 @@ struct Int8Block {
   const int8_t* a;              // the block's first pixel
   int64_t a_w, a_stride;        // pixels of a row of `a`, bytes of a pixel
   int64_t pixel0;               // output pixel (of all images) of the first row
-  Int8InputScale input;
   bool fetches = false;         // whether the weights that are needed next are brought near
 };
 
@@ -125,8 +124,8 @@ void int8_panels(const Int8Block& block, int64_t panel, int64_t next_panel, int3
   constexpr int kColumns = (kGateInTile ? 1 : kPanels) * static_cast<int>(kPanel);
   Int8Sums sums = {c, c + (kGateInTile ? kPanel : kInt8Rows * kInt8Columns), pixels_of, 0, panel * kPanel};
   Int8Columns value, gate;
-  read_columns(g, block.input, sums.column, kColumns, &value);
-  if (g.gated) read_columns(g, block.input, sums.column + g.panels / 2 * kPanel, kColumns, &gate);
+  read_columns(g, sums.column, kColumns, &value);
+  if (g.gated) read_columns(g, sums.column + g.panels / 2 * kPanel, kColumns, &gate);
   const int64_t pixels = t.h * t.w;
   const bool fetches = block.fetches && next_panel != panel;
   const auto multiply = [&](int64_t m, const int8_t* weights, int32_t* to) {
@@ -177,7 +176,7 @@ static void gemm_int8(const GemmArgs* args, int64_t task, void* scratch) {
   const GemmTask t = gemm_task(g, task);
   int32_t* c = static_cast<int32_t*>(scratch);
   int8_t* copied = static_cast<int8_t*>(scratch) + s.c;
-  Int8Block block = {g, t, copied, t.w, s.tile_stride, (t.image * g.out_h + t.y0) * g.out_w + t.x0, int8_input_scale(g),
+  Int8Block block = {g, t, copied, t.w, s.tile_stride, (t.image * g.out_h + t.y0) * g.out_w + t.x0,
                      kInt8FetchesAhead && reads_far_weights(g, task)};
   if (reads_in_place(g)) {
     block.a = static_cast<const int8_t*>(g.sources[0].data) + block.pixel0 * g.sources[0].stride;

@@ -206,7 +206,7 @@ inline void finish_int8_panel(const GemmArgs& g, const GemmTask& t, const Winogr
                               const Int8WinogradScratch& s, int32_t* results) {
   const int64_t pixel0 = (t.image * g.out_h + t.y0) * g.out_w + t.x0;
   Int8Columns value;
-  read_columns(g, int8_input_scale(g), panel * kPanel, kPanel, &value);
+  read_columns(g, panel * kPanel, kPanel, &value);
   constexpr int64_t kMostPixels = 64;
   int64_t pixels[kMostPixels];
   Int8Sums sums = {results, nullptr, pixels, 0, panel * kPanel};
