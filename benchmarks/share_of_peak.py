@@ -1,23 +1,18 @@
-"""How much of the int8 peak the heaviest layers reach, on a machine whose neighbours come and go.
+"""How much of the int8 peak the heaviest layers reach, on a machine whose clock and neighbours change.
 
     python benchmarks/share_of_peak.py --isa avx512vnni --threads 2
 
-In every round each layer follows a measurement of the peak, so that both see the same clock: the median of the layer's
-runs, its int8 input's making included, is divided by that peak. A neighbour on the same core takes loads, caches and
-the front end from a layer and nothing from the peak, a loop on registers. So before and after a thread on every core
-compresses some bytes, which says how much of the cores is there: a round is quiet where that took little more than the
-best time of the whole run. Printed are median and range of all rounds and of the quiet ones.
+A processor runs at one clock now and at another some milliseconds later, since programs on its other cores share its
+power. So passes of the peak and of a layer alternate, about as long as each other: a layer's multiply-adds a second,
+its int8 input's making included, are divided by the mean of the peak just before and just after. Printed are median and
+quartiles of these shares and, since a peak is also what the machine does at its best, the layer's median speed divided
+by the best pass of the peak.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import random
 import statistics
-import time
-import zlib
-from concurrent.futures import ThreadPoolExecutor
 
 from mdrt import _core
 from mdrt.bench_kernels import Probe, measure
@@ -27,36 +22,39 @@ LAYERS = (
     "64x64x320 | group_norm 32 | silu | conv2d 3x3 320 | add",
     "32x32x640 | resize_like 64x64 | conv2d 3x3 640",
 )
-SECONDS = 0.05  # of a layer's runs in a round, if it reached the peak
-QUIET = 1.15  # of the best time to compress
-BYTES = random.Random(0).randbytes(20_000) * 3
+SECONDS = 0.015  # of a layer's pass, if it reached the peak
+PASSES = 4  # of a layer, one after another, in each round
 
 
-@dataclasses.dataclass(frozen=True)
-class Round:
+class Shares:
     """Of one layer."""
 
-    peak: float  # GMAC/s
-    share: float
-    compressing: float  # seconds, the longer of before and after
+    def __init__(self, text: str, isa: str | None, threads: int | None) -> None:
+        self.text = text
+        self.speeds: list[float] = []  # GMAC/s
+        self.of_peak: list[float] = []
+        self._probe = Probe(text, "int8", isa=isa, threads=threads)
+        self._gmac = measure(self._probe, 3)["gmac"]
+
+    def add(self, before: float, peak: Peak) -> float:
+        """One pass; returns the peak after it, GMAC/s."""
+        runs = max(1, round(SECONDS * before / self._gmac))
+        self.speeds.append(self._gmac * runs / sum(self._probe.seconds(runs)))
+        after = peak.measure()
+        self.of_peak.append(self.speeds[-1] / statistics.mean((before, after)))
+        return after
 
 
-class Witness:
-    """Says how long some work takes that has nothing to do with mdrt, on every core at once."""
+class Peak:
+    """Of the int8 unit, GMAC/s."""
 
-    def __init__(self) -> None:
-        self._cores = _core.build_info()["usable_cores"]
-        self._pool = ThreadPoolExecutor(self._cores)
+    def __init__(self, isa: str, threads: int) -> None:
+        self.passes: list[float] = []
+        self._isa, self._threads = isa, threads
 
-    def seconds(self) -> float:
-        return max(self._pool.map(self._compress, range(self._cores)))
-
-    @staticmethod
-    def _compress(_: int) -> float:
-        begin = time.perf_counter()
-        for _ in range(16):
-            zlib.compress(BYTES, 6)
-        return time.perf_counter() - begin
+    def measure(self) -> float:
+        self.passes.append(_core.measure_peak("int8", self._isa, self._threads, passes=1) * 1e-9)
+        return self.passes[-1]
 
 
 def main() -> None:
@@ -65,29 +63,23 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="default: the physical cores")
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
-    witness = Witness()
-    probes = [Probe(text, "int8", isa=arguments.isa or None, threads=arguments.threads or None) for text in LAYERS]
-    gmac = [measure(probe, 3)["gmac"] for probe in probes]
-    rounds: list[list[Round]] = [[] for _ in LAYERS]
+    layers = [Shares(text, arguments.isa or None, arguments.threads or None) for text in LAYERS]
+    peak = Peak(arguments.isa, arguments.threads)
     for _ in range(arguments.rounds):
-        for probe, work, found in zip(probes, gmac, rounds, strict=True):
-            before = witness.seconds()
-            peak = _core.measure_peak("int8", arguments.isa, arguments.threads) * 1e-9
-            runs = max(3, round(SECONDS * peak / work))
-            share = work / statistics.median(probe.seconds(runs)) / peak
-            found.append(Round(peak, share, max(before, witness.seconds())))
-    peaks = [entry.peak for found in rounds for entry in found]
-    best = min(entry.compressing for found in rounds for entry in found)
-    print(f"peak {statistics.median(peaks):.0f} GMAC/s ({min(peaks):.0f}-{max(peaks):.0f}), {arguments.rounds} rounds")
-    for text, found in zip(LAYERS, rounds, strict=True):
-        quiet = [entry.share for entry in found if entry.compressing <= QUIET * best]
-        print(f"{text}\n  all:   {summary([entry.share for entry in found])}\n  quiet: {summary(quiet)}")
+        for layer in layers:
+            beside = peak.measure()
+            for _ in range(PASSES):
+                beside = layer.add(beside, peak)
+    best = max(peak.passes)
+    print(f"peak {quartiles(peak.passes, '.0f')}, best {best:.0f} GMAC/s, {arguments.rounds} rounds")
+    for layer in layers:
+        of_best = statistics.median(layer.speeds) / best
+        print(f"{layer.text}\n  of the peak beside it: {quartiles(layer.of_peak, '.1%')}; of the best: {of_best:.1%}")
 
 
-def summary(shares: list[float]) -> str:
-    if not shares:
-        return "none"
-    return f"{statistics.median(shares):.1%} ({min(shares):.0%}-{max(shares):.0%}), {len(shares)} rounds"
+def quartiles(values: list[float], form: str) -> str:
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return f"{middle:{form}} ({low:{form}}-{high:{form}})"
 
 
 if __name__ == "__main__":

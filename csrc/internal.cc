@@ -166,8 +166,9 @@ mdrt_status set_poll(mdrt_model* model, int (*poll)(void* user), void* user) {
   });
 }
 
-mdrt_status peak(const char* what, const char* isa, int32_t threads, double* per_second, char* errbuf, size_t errbuf_size) {
-  return guarded(errbuf, errbuf_size, [&] { *per_second = measure_peak(what, choose_isa(isa), threads); });
+mdrt_status peak(const char* what, const char* isa, int32_t threads, int32_t passes, double* per_second, char* errbuf,
+                 size_t errbuf_size) {
+  return guarded(errbuf, errbuf_size, [&] { *per_second = measure_peak(what, choose_isa(isa), threads, passes); });
 }
 
 mdrt_status validate_graph(const char* json, size_t json_bytes, char* errbuf, size_t errbuf_size) {

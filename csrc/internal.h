@@ -59,9 +59,9 @@ struct mdrt_internal_table {
                          int32_t rounds, void (*visit)(const mdrt_profiled_step* step, void* user), void* user);
 
   // The most that this machine can do per second, with an ISA ("" = as chosen) and a number of threads (0: as for a model):
-  // what = "fp32", "int8": multiply-adds; "read": bytes of memory read.
-  mdrt_status (*measure_peak)(const char* what, const char* isa, int32_t threads, double* per_second, char* errbuf,
-                              size_t errbuf_size);
+  // what = "fp32", "int8": multiply-adds; "read": bytes of memory read. The best of `passes`.
+  mdrt_status (*measure_peak)(const char* what, const char* isa, int32_t threads, int32_t passes, double* per_second,
+                              char* errbuf, size_t errbuf_size);
 
   // Checks a graph document (docs/format.md, "Graph") as opening a bundle does, its weights taken as stored in fp32.
   mdrt_status (*validate_graph)(const char* json, size_t json_bytes, char* errbuf, size_t errbuf_size);

@@ -12,12 +12,10 @@ namespace {
 
 using Kernel = void (*)(const PeakArgs*, int64_t task, void* scratch);
 
-constexpr int64_t kTasksPerThread = 8;
+constexpr int64_t kTasksPerThread = 64;           // so that no thread waits long for one that started its last task
 constexpr double kPassSeconds = 0.01;           // long against the waking of a thread
-constexpr int kPasses = 30;
 constexpr int64_t kReadFloats = 1 << 18;        // of a task: 1 MiB
 constexpr int64_t kReadTasks = 256;
-constexpr int kReadPasses = 8;
 
 class Meter {
  public:
@@ -59,28 +57,28 @@ class Meter {
   std::vector<double> results_;
 };
 
-double measure_macs(Kernel kernel, int threads) {
+double measure_macs(Kernel kernel, int threads, int passes) {
   Meter meter(kernel, threads);
   PeakArgs args = {};
   args.rounds = 64;
   const int64_t tasks = meter.threads() * kTasksPerThread;
   while (meter.run(&args, tasks) < kPassSeconds) args.rounds *= 2;
   double best = 0;
-  for (int pass = 0; pass < kPasses; ++pass) {
+  for (int pass = 0; pass < passes; ++pass) {
     const double seconds = meter.run(&args, tasks);
     best = std::max(best, meter.macs() / seconds);
   }
   return best;
 }
 
-double measure_read(Kernel kernel, int threads) {
+double measure_read(Kernel kernel, int threads, int passes) {
   Meter meter(kernel, threads);
   const std::vector<float> memory(static_cast<size_t>(kReadTasks * kReadFloats), 1.0f);
   PeakArgs args = {};
   args.memory = memory.data();
   args.floats = kReadFloats;
   double best = 0;
-  for (int pass = 0; pass < kReadPasses; ++pass) {
+  for (int pass = 0; pass < passes; ++pass) {
     const double seconds = meter.run(&args, kReadTasks);
     best = std::max(best, static_cast<double>(memory.size() * sizeof(float)) / seconds);
   }
@@ -89,10 +87,11 @@ double measure_read(Kernel kernel, int threads) {
 
 }  // namespace
 
-double measure_peak(const std::string& what, const Isa& isa, int threads) {
-  if (what == "fp32") return measure_macs(isa.kernels->peak_fp32, threads);
-  if (what == "int8") return measure_macs(isa.kernels->peak_int8, threads);
-  if (what == "read") return measure_read(isa.kernels->peak_read, threads);
+double measure_peak(const std::string& what, const Isa& isa, int threads, int passes) {
+  if (passes < 1) throw fail(MDRT_ERROR_ARGUMENT, "a peak needs 1 pass or more, not %d", passes);
+  if (what == "fp32") return measure_macs(isa.kernels->peak_fp32, threads, passes);
+  if (what == "int8") return measure_macs(isa.kernels->peak_int8, threads, passes);
+  if (what == "read") return measure_read(isa.kernels->peak_read, threads, passes);
   throw fail(MDRT_ERROR_ARGUMENT, "\"%.32s\" is no peak; measure fp32, int8 or read", what.c_str());
 }
 

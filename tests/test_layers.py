@@ -133,6 +133,8 @@ def test_unknown_peak():
         _core.measure_peak("fp64")
     with pytest.raises(InvalidArgumentError, match="not compiled in"):
         _core.measure_peak("fp32", "mmx")
+    with pytest.raises(InvalidArgumentError, match="1 pass or more"):
+        _core.measure_peak("fp32", passes=0)
 
 
 def test_command(capsys):

@@ -93,13 +93,13 @@ void validate_graph(const py::object& document) {
   check(mdrt_internal()->validate_graph(json.data(), json.size(), errbuf, sizeof errbuf), errbuf);
 }
 
-double measure_peak(const std::string& what, const std::string& isa, int threads) {
+double measure_peak(const std::string& what, const std::string& isa, int threads, int passes) {
   double per_second = 0;
   char errbuf[512] = "";
   mdrt_status status;
   {
     py::gil_scoped_release release;
-    status = mdrt_internal()->measure_peak(what.c_str(), isa.c_str(), threads, &per_second, errbuf, sizeof errbuf);
+    status = mdrt_internal()->measure_peak(what.c_str(), isa.c_str(), threads, passes, &per_second, errbuf, sizeof errbuf);
   }
   check(status, errbuf);
   return per_second;
@@ -166,7 +166,7 @@ PYBIND11_MODULE(_core, m) {
   m.def("unpack", &unpack, py::arg("kind"), py::arg("format"), py::arg("stored"), py::arg("shape"));
   m.def("crc32c", &crc32c, py::arg("data"), py::arg("crc") = 0);
   m.def("philox_normal", &philox_normal, py::arg("seed"), py::arg("offset"), py::arg("count"));
-  m.def("measure_peak", &measure_peak, py::arg("what"), py::arg("isa") = "", py::arg("threads") = 0);
+  m.def("measure_peak", &measure_peak, py::arg("what"), py::arg("isa") = "", py::arg("threads") = 0, py::arg("passes") = 30);
   define_model(m);
   define_job(m);
 }
