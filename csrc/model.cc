@@ -62,12 +62,11 @@ void Model::release_memory(const Executor* keep) {
 }
 
 double run_slice(Executor& executor, int64_t limit_macs, const std::atomic<bool>& cancel, Pace* pace) {
-  const int64_t macs = std::min(limit_macs, pace->slice_macs());
+  const double before = executor.macs_done();
   const auto begin = std::chrono::steady_clock::now();
-  const double fraction = executor.advance(macs, cancel);
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  // The last slice of a run may have had less to do.
-  if (fraction < 1) pace->measured(macs, seconds);
+  const double fraction = executor.advance(std::min(limit_macs, pace->slice_macs()), cancel);
+  const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - begin;
+  pace->measured(executor.macs_done() - before, elapsed.count());
   return fraction;
 }
 

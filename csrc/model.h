@@ -42,18 +42,21 @@ class Model {
 };
 
 // How many multiply-adds make about 50 ms on this machine: the length of a slice between two callbacks. Learns from
-// every slice.
+// every slice, most from the last ones.
 class Pace {
  public:
-  int64_t slice_macs() const { return static_cast<int64_t>(macs_per_second_ * kSliceSeconds) + 1; }
-  // `seconds` is what a slice of `macs` took; a very short one says little.
-  void measured(int64_t macs, double seconds) {
-    if (seconds > kSliceSeconds / 10) macs_per_second_ = static_cast<double>(macs) / seconds;
+  int64_t slice_macs() const { return static_cast<int64_t>(macs_ / seconds_ * kSliceSeconds) + 1; }
+  void measured(double macs, double seconds) {
+    macs_ += macs;
+    seconds_ += seconds;
+    if (seconds_ < kRememberedSeconds) return;
+    macs_ /= 2;
+    seconds_ /= 2;
   }
 
  private:
-  static constexpr double kSliceSeconds = 0.05;
-  double macs_per_second_ = 10e9;
+  static constexpr double kSliceSeconds = 0.05, kRememberedSeconds = 1;
+  double macs_ = 1e7, seconds_ = 0.001;     // a guess that the first slice outweighs
 };
 
 // Runs one slice of at most `limit_macs`; returns the fraction that is done. Throws as Executor::advance does.

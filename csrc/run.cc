@@ -91,6 +91,7 @@ void Executor::prepare(const std::vector<Shape>& input_shapes, const std::vector
 
 const Shape& Executor::value_shape(int32_t value) const { return plan_->shapes[static_cast<size_t>(value)]; }
 
+double Executor::macs_done() const { return impl_->macs_done; }
 int64_t Executor::arena_bytes() const { return plan_->arena_bytes + plan_->scratch_bytes * impl_->pool.size(); }
 
 int64_t Executor::macs() const { return plan_->macs; }
@@ -177,18 +178,19 @@ double Executor::advance(int64_t macs_per_slice, const std::atomic<bool>& cancel
   Impl& e = *impl_;
   const Plan& plan = *plan_;
   if (!e.started) throw Error(MDRT_ERROR_STATE, "nothing is running; start first");
-  double budget = static_cast<double>(macs_per_slice);
-  while (e.step < plan.steps.size() && budget > 0) {
+  const double slice = static_cast<double>(macs_per_slice), end = e.macs_done + slice;
+  while (e.step < plan.steps.size() && e.macs_done < end) {
     const Step& step = *plan.steps[e.step];
     const double macs_per_task = static_cast<double>(step.macs) / static_cast<double>(step.tasks);
     int64_t count = step.tasks - e.task;
-    if (macs_per_task * static_cast<double>(count) > budget) {
-      // Whole rounds of the pool, so that no thread idles at the end of a slice.
-      const int64_t rounds = static_cast<int64_t>(budget / macs_per_task) / e.pool.size() + 1;
-      count = std::min(count, rounds * e.pool.size());
+    const double pieces = std::ceil(macs_per_task * static_cast<double>(count) / slice);
+    // Threads wait for each other wherever a step is broken: only one that is longer than a slice is, into even pieces, and
+    // those are whole rounds of the pool.
+    if (pieces > 1) {
+      const double rounds = std::ceil(static_cast<double>(count) / pieces / e.pool.size());
+      count = std::min(count, static_cast<int64_t>(rounds) * e.pool.size());
     }
     e.run_tasks(plan, count, cancel);
-    budget -= macs_per_task * static_cast<double>(count);
     e.macs_done += macs_per_task * static_cast<double>(count);
   }
   if (e.step == plan.steps.size()) return 1;

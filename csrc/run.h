@@ -46,14 +46,15 @@ class Executor {
   int step_count() const;
   std::string describe() const;                       // the plan as text, one line per step
 
-  // Runs: start() copies the feeds in, advance() runs steps until about `macs_per_slice` are done and returns the fraction
-  // done (1 = finished), fetch() copies a wanted value out, dense, as fp32: NaN throughout when an int8 layer was to read NaN or
+  // Runs: start() copies the feeds in, advance() runs steps until `macs_per_slice` are done, or up to twice as many, and returns
+  // the fraction done (1 = finished), fetch() copies a wanted value out, dense, as fp32: NaN throughout when an int8 layer was to read NaN or
   // infinity, which bytes would hide. `cancel` is polled per tile and makes advance()
   // throw Error(MDRT_ERROR_CANCELLED).
   // `weights`: whether this run gives back the pages of weights that no later step of it reads.
   enum class Weights : uint8_t { keep, release };
   void start(const std::vector<Feed>& feeds, Weights weights = Weights::keep);
   double advance(int64_t macs_per_slice, const std::atomic<bool>& cancel);
+  double macs_done() const;                           // since start
   void fetch(int32_t value, float* out) const;
 
   // advance(), but exactly to the end of the step at hand.

@@ -13,7 +13,7 @@
 namespace mdrt {
 namespace {
 
-constexpr double kSlicesPerPicture = 200;
+constexpr double kSlicesPerPicture = 100;
 constexpr int kMaxRows = 10000;
 
 size_t element_count(const Shape& shape) {

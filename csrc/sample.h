@@ -17,7 +17,7 @@ class Job {
   // The model must outlive the calls to advance(). `params` and what it points to are not kept.
   Job(Model& model, const mdrt_generate_params& params);
 
-  // Runs one slice: at most 1/200 of the picture and about 50 ms. `cancel` makes it throw Error(MDRT_ERROR_CANCELLED).
+  // Runs one slice: about 1/100 of the picture or 50 ms, whichever is shorter. `cancel` makes it throw Error(MDRT_ERROR_CANCELLED).
   mdrt_event advance(const std::atomic<bool>& cancel);
   bool done() const { return stage_ == MDRT_STAGE_DONE; }
 
