@@ -55,7 +55,7 @@ class Pace {
   }
 
  private:
-  static constexpr double kSliceSeconds = 0.05, kRememberedSeconds = 1;
+  static constexpr double kSliceSeconds = 0.05, kRememberedSeconds = 0.2;
   double macs_ = 1e7, seconds_ = 0.001;     // a guess that the first slice outweighs
 };
 
