@@ -4,15 +4,25 @@
 
 A processor runs at one clock now and at another some milliseconds later, since programs on its other cores share its
 power. So passes of the peak and of a layer alternate, about as long as each other: a layer's multiply-adds a second,
-its int8 input's making included, are divided by the mean of the peak just before and just after. Printed are median and
-quartiles of these shares and, since a peak is also what the machine does at its best, the layer's median speed divided
-by the best pass of the peak.
+its int8 input's making included, are divided by the mean of the peak just before and just after.
+
+A neighbour on the same core takes loads, caches and the front end from a layer and nothing from the peak, a loop on
+registers. So beside every pass of the peak a thread on each core compresses some bytes, which a neighbour slows down
+to a half; where that is close to the best of the whole run, as far as the clock allows, nobody else was there.
+
+Printed are median and quartiles of the shares, of all and of those without a neighbour, and, since a peak is also what
+the machine does at its best, the layer's median speed divided by the best pass of the peak.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import random
 import statistics
+import time
+import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 from mdrt import _core
 from mdrt.bench_kernels import Probe, measure
@@ -24,6 +34,43 @@ LAYERS = (
 )
 SECONDS = 0.015  # of a layer's pass, if it reached the peak
 PASSES = 4  # of a layer, one after another, in each round
+QUIET = 0.85  # of the best speed of compressing
+BYTES = random.Random(0).randbytes(20_000) * 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Moment:
+    """What the machine did between two passes of a layer."""
+
+    peak: float  # GMAC/s
+    compressing: float  # bytes a second of the slowest core
+
+
+class Machine:
+    """Measures moments."""
+
+    def __init__(self, isa: str, threads: int) -> None:
+        self.moments: list[Moment] = []
+        self._isa, self._threads = isa, threads
+        self._cores = _core.build_info()["usable_cores"]
+        self._pool = ThreadPoolExecutor(self._cores)
+
+    def look(self) -> Moment:
+        before = self._compress()
+        peak = _core.measure_peak("int8", self._isa, self._threads, passes=1) * 1e-9
+        self.moments.append(Moment(peak, min(before, self._compress())))
+        return self.moments[-1]
+
+    def _compress(self) -> float:
+        return min(self._pool.map(compress, range(self._cores)))
+
+
+def compress(_: int) -> float:
+    """Bytes a second."""
+    begin = time.perf_counter()
+    for _ in range(3):
+        zlib.compress(BYTES, 6)
+    return 3 * len(BYTES) / (time.perf_counter() - begin)
 
 
 class Shares:
@@ -33,28 +80,18 @@ class Shares:
         self.text = text
         self.speeds: list[float] = []  # GMAC/s
         self.of_peak: list[float] = []
+        self.compressing: list[float] = []
         self._probe = Probe(text, "int8", isa=isa, threads=threads)
         self._gmac = measure(self._probe, 3)["gmac"]
 
-    def add(self, before: float, peak: Peak) -> float:
-        """One pass; returns the peak after it, GMAC/s."""
-        runs = max(1, round(SECONDS * before / self._gmac))
+    def add(self, before: Moment, machine: Machine) -> Moment:
+        """One pass; returns the moment after it."""
+        runs = max(1, round(SECONDS * before.peak / self._gmac))
         self.speeds.append(self._gmac * runs / sum(self._probe.seconds(runs)))
-        after = peak.measure()
-        self.of_peak.append(self.speeds[-1] / statistics.mean((before, after)))
+        after = machine.look()
+        self.of_peak.append(self.speeds[-1] / statistics.mean((before.peak, after.peak)))
+        self.compressing.append(min(before.compressing, after.compressing))
         return after
-
-
-class Peak:
-    """Of the int8 unit, GMAC/s."""
-
-    def __init__(self, isa: str, threads: int) -> None:
-        self.passes: list[float] = []
-        self._isa, self._threads = isa, threads
-
-    def measure(self) -> float:
-        self.passes.append(_core.measure_peak("int8", self._isa, self._threads, passes=1) * 1e-9)
-        return self.passes[-1]
 
 
 def main() -> None:
@@ -64,22 +101,28 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
     layers = [Shares(text, arguments.isa or None, arguments.threads or None) for text in LAYERS]
-    peak = Peak(arguments.isa, arguments.threads)
+    machine = Machine(arguments.isa, arguments.threads)
     for _ in range(arguments.rounds):
         for layer in layers:
-            beside = peak.measure()
+            moment = machine.look()
             for _ in range(PASSES):
-                beside = layer.add(beside, peak)
-    best = max(peak.passes)
-    print(f"peak {quartiles(peak.passes, '.0f')}, best {best:.0f} GMAC/s, {arguments.rounds} rounds")
+                moment = layer.add(moment, machine)
+    peaks = [moment.peak for moment in machine.moments]
+    alone = QUIET * max(moment.compressing for moment in machine.moments)
+    print(f"peak {quartiles(peaks, '.0f')}, best {max(peaks):.0f} GMAC/s")
     for layer in layers:
-        of_best = statistics.median(layer.speeds) / best
-        print(f"{layer.text}\n  of the peak beside it: {quartiles(layer.of_peak, '.1%')}; of the best: {of_best:.1%}")
+        quiet = [share for share, beside in zip(layer.of_peak, layer.compressing, strict=True) if beside >= alone]
+        print(
+            f"{layer.text}\n  of the peak beside it: {quartiles(layer.of_peak, '.1%')}; without neighbours: "
+            f"{quartiles(quiet, '.1%')}; of the best: {statistics.median(layer.speeds) / max(peaks):.1%}"
+        )
 
 
 def quartiles(values: list[float], form: str) -> str:
+    if len(values) < 2:
+        return f"{len(values)} passes"
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return f"{middle:{form}} ({low:{form}}-{high:{form}})"
+    return f"{middle:{form}} ({low:{form}}-{high:{form}}, {len(values)} passes)"
 
 
 if __name__ == "__main__":
