@@ -46,6 +46,15 @@ class Moment:
     compressing: float  # bytes a second of the slowest core
 
 
+@dataclasses.dataclass(frozen=True)
+class Pass:
+    """Of a layer."""
+
+    speed: float  # GMAC/s
+    share: float  # of the peak beside it
+    compressing: float  # of the slower moment beside it
+
+
 class Machine:
     """Measures moments."""
 
@@ -73,24 +82,22 @@ def compress(_: int) -> float:
     return 3 * len(BYTES) / (time.perf_counter() - begin)
 
 
-class Shares:
-    """Of one layer."""
+class Layer:
+    """Measures passes."""
 
     def __init__(self, text: str, isa: str | None, threads: int | None) -> None:
         self.text = text
-        self.speeds: list[float] = []  # GMAC/s
-        self.of_peak: list[float] = []
-        self.compressing: list[float] = []
+        self.passes: list[Pass] = []
         self._probe = Probe(text, "int8", isa=isa, threads=threads)
         self._gmac = measure(self._probe, 3)["gmac"]
 
-    def add(self, before: Moment, machine: Machine) -> Moment:
+    def run(self, before: Moment, machine: Machine) -> Moment:
         """One pass; returns the moment after it."""
         runs = max(1, round(SECONDS * before.peak / self._gmac))
-        self.speeds.append(self._gmac * runs / sum(self._probe.seconds(runs)))
+        speed = self._gmac * runs / sum(self._probe.seconds(runs))
         after = machine.look()
-        self.of_peak.append(self.speeds[-1] / statistics.mean((before.peak, after.peak)))
-        self.compressing.append(min(before.compressing, after.compressing))
+        share = speed / statistics.mean((before.peak, after.peak))
+        self.passes.append(Pass(speed, share, min(before.compressing, after.compressing)))
         return after
 
 
@@ -100,21 +107,23 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="default: the physical cores")
     parser.add_argument("--rounds", type=int, default=15)
     arguments = parser.parse_args()
-    layers = [Shares(text, arguments.isa or None, arguments.threads or None) for text in LAYERS]
+    layers = [Layer(text, arguments.isa or None, arguments.threads or None) for text in LAYERS]
     machine = Machine(arguments.isa, arguments.threads)
     for _ in range(arguments.rounds):
         for layer in layers:
             moment = machine.look()
             for _ in range(PASSES):
-                moment = layer.add(moment, machine)
+                moment = layer.run(moment, machine)
     peaks = [moment.peak for moment in machine.moments]
     alone = QUIET * max(moment.compressing for moment in machine.moments)
     print(f"peak {quartiles(peaks, '.0f')}, best {max(peaks):.0f} GMAC/s")
     for layer in layers:
-        quiet = [share for share, beside in zip(layer.of_peak, layer.compressing, strict=True) if beside >= alone]
+        shares = [entry.share for entry in layer.passes]
+        quiet = [entry.share for entry in layer.passes if entry.compressing >= alone]
+        of_best = statistics.median(entry.speed for entry in layer.passes) / max(peaks)
         print(
-            f"{layer.text}\n  of the peak beside it: {quartiles(layer.of_peak, '.1%')}; without neighbours: "
-            f"{quartiles(quiet, '.1%')}; of the best: {statistics.median(layer.speeds) / max(peaks):.1%}"
+            f"{layer.text}\n  of the peak beside it: {quartiles(shares, '.1%')}; without neighbours: "
+            f"{quartiles(quiet, '.1%')}; of the best: {of_best:.1%}"
         )
 
 

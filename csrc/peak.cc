@@ -12,7 +12,7 @@ namespace {
 
 using Kernel = void (*)(const PeakArgs*, int64_t task, void* scratch);
 
-constexpr int64_t kTasksPerThread = 64;           // so that no thread waits long for one that started its last task
+constexpr int64_t kTasksPerThread = 64;         // so that no thread waits long for one that started its last task
 constexpr double kPassSeconds = 0.01;           // long against the waking of a thread
 constexpr int64_t kReadFloats = 1 << 18;        // of a task: 1 MiB
 constexpr int64_t kReadTasks = 256;

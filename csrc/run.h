@@ -47,9 +47,9 @@ class Executor {
   std::string describe() const;                       // the plan as text, one line per step
 
   // Runs: start() copies the feeds in, advance() runs steps until `macs_per_slice` are done, or up to twice as many, and returns
-  // the fraction done (1 = finished), fetch() copies a wanted value out, dense, as fp32: NaN throughout when an int8 layer was to read NaN or
-  // infinity, which bytes would hide. `cancel` is polled per tile and makes advance()
-  // throw Error(MDRT_ERROR_CANCELLED).
+  // the fraction done (1 = finished), fetch() copies a wanted value out, dense, as fp32: NaN throughout when an int8 layer was
+  // to read NaN or infinity, which bytes would hide. `cancel` is polled per tile and makes advance() throw
+  // Error(MDRT_ERROR_CANCELLED).
   // `weights`: whether this run gives back the pages of weights that no later step of it reads.
   enum class Weights : uint8_t { keep, release };
   void start(const std::vector<Feed>& feeds, Weights weights = Weights::keep);
